@@ -1,0 +1,60 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= tests/demo_model/python-7m
+BUILD := build
+.DEFAULT_GOAL := help
+
+.PHONY: help build demo serve test lint format wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/server.stamp: pyproject.toml ci/requirements.py ci/install_system_packages.sh
+	@bash ci/install_system_packages.sh $(PYTHON)
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the pinned Python packages"
+	@$(BIN)/python ci/requirements.py build server > $(VENV)/requirements.txt
+	@$(BIN)/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'inflight.pth').write_text(str(pathlib.Path('tools').resolve()) + '\n')"
+	@printf '#!/bin/sh\nexec "%s/python" -m inflight "$$@"\n' "$(CURDIR)/$(BIN)" > $(BIN)/inflight && chmod +x $(BIN)/inflight
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/server.stamp
+	@echo "Installing the test packages (torch, transformers: the oracle)"
+	@$(BIN)/python ci/requirements.py build server test > $(VENV)/requirements.txt
+	@$(BIN)/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	@touch $@
+
+$(BUILD)/build.ninja: | $(VENV)/server.stamp
+	@$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release > $(BUILD).log 2>&1 \
+	  || { cat $(BUILD).log; rm -f $(BUILD)/build.ninja; exit 1; }
+
+build: $(VENV)/server.stamp $(BUILD)/build.ninja ## build the C++ side in place
+	@NINJA_STATUS="[%f/%t %es] " $(BIN)/ninja -C $(BUILD) --quiet 2>&1 || exit 1
+
+demo: build ## stream a completion through a real tritonserver, on the CPU
+	@$(BIN)/inflight demo --model $(MODEL)
+
+serve: build ## MODEL=<engine or Hugging Face checkpoint folder>: leave a server up on ports 8000, 8001, 8002
+	@$(BIN)/inflight serve $(MODEL)
+
+test: build $(VENV)/test.stamp ## all tests, with one summary
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/server.stamp ## formatting and static checks
+	@$(BIN)/pip install -q --disable-pip-version-check $$($(BIN)/python ci/requirements.py dev | grep -E '^(ruff|clang-format)')
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/server.stamp ## apply the formatters
+	@$(BIN)/pip install -q --disable-pip-version-check $$($(BIN)/python ci/requirements.py dev | grep -E '^(ruff|clang-format)')
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+	@git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format -i
+
+wheel: $(VENV)/server.stamp ## a wheel with tools, executor, backend and templates
+	@$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
+
+clean: ## remove what was built (the virtual environment stays)
+	rm -rf $(BUILD) $(BUILD).log dist

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/outputs.h"
+#include "backend/request_parser.h"
+#include "backend/request_statistics.h"
+#include "backend/triton.h"
+#include "inflight_batcher/api/executor.h"
+
+namespace inflight::backend {
+
+class ModelInstance;
+
+/// A request of the server from Execute to its final response: owns the request object and its response factory, sends
+/// the responses with exactly one final flag, reports the statistics, and releases both.
+///
+/// Thread-safe: results come from the executor's response thread, cancellation from the monitor, failures of submission
+/// from Execute.
+class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
+ public:
+  /// Takes the request over, unless it throws: then the request is still the caller's.
+  LiveRequest(ModelInstance& instance, TRITONBACKEND_Request* request);
+  LiveRequest(const LiveRequest&) = delete;
+  LiveRequest& operator=(const LiveRequest&) = delete;
+
+  const std::string& id() const { return id_; }
+
+  /// Validates and enqueues. Never throws: what fails is the request's answer.
+  void start();
+
+  /// Ends all its rows at the next step; a finished request is left alone.
+  void cancel();
+
+  /// cancel() if the client has gone or has cancelled.
+  void cancel_if_abandoned();
+
+ private:
+  void obey_stop_order();
+  void submit(std::vector<ParsedRow> rows);
+  void submit_row(size_t row, Request request);
+  void deliver(size_t row, Result&& result);
+  void send(size_t row, const Result& result, bool is_final);
+  void record_failure(size_t row, Error error);
+  void throw_if_failed();
+  void cancel_rows();
+  void finish_with_error(const Error& error);
+  void finish(TRITONBACKEND_Response* response, TRITONSERVER_Error* error);
+
+  ModelInstance& instance_;
+  TRITONBACKEND_Request* request_;
+  TRITONBACKEND_ResponseFactory* factory_ = nullptr;
+  std::string id_;
+
+  std::mutex mutex_;                     // guards what follows; held while a response is built and sent
+  std::vector<ResponseForm> forms_;      // one for each row
+  std::vector<RequestId> executor_ids_;  // of the rows submitted so far
+  size_t open_rows_ = 0;
+  std::optional<Error> failure_;  // the first one: it ends the other rows, and is the answer when they have ended
+  bool cancelled_ = false;
+  bool finished_ = false;
+  RequestStatistics statistics_;
+};
+
+}  // namespace inflight::backend

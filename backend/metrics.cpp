@@ -1,0 +1,112 @@
+#include "backend/metrics.h"
+
+#include <algorithm>
+
+#include "backend/stats_table.h"
+
+namespace inflight::backend {
+
+namespace {
+
+const std::vector<double> kLengthBuckets = {10, 50, 100, 500, 1000};
+
+std::vector<Label> with_category(std::vector<Label> labels, const char* label, const char* category) {
+  labels.emplace_back(label, category);
+  return labels;
+}
+
+}  // namespace
+
+Metrics::Metrics(const std::string& model, uint64_t version, std::chrono::milliseconds period) : period_(period) {
+  try {
+    create_families(model, version);
+  } catch (const Error& error) {
+    log(LogLevel::kInfo, concat(model, " has no custom metrics: ", error.what()));
+  }
+  reporter_ = std::thread([this] { report(); });
+}
+
+Metrics::~Metrics() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  changed_.notify_all();
+  reporter_.join();
+}
+
+void Metrics::create_families(const std::string& model, uint64_t version) {
+  const std::vector<Label> labels = {{"model", model}, {"version", std::to_string(version)}};
+  std::vector<TRITONSERVER_Metric*> samples;
+  std::string family;
+  for (const StatsRow& row : stats_table()) {
+    if (family != row.family) families_.emplace_back(row.kind, row.family, "Statistics of the in-flight batch manager");
+    family = row.family;
+    samples.push_back(families_.back().add(with_category(labels, row.label, row.category)));
+  }
+  samples_ = std::move(samples);
+  create_histograms(labels);
+}
+
+void Metrics::create_histograms(const std::vector<Label>& labels) {
+  const auto create = [&](const char* family, const char* text, const char* category) {
+    MetricFamily& histogram = families_.emplace_back(MetricKind::kHistogram, family, text);
+    return histogram.add_histogram(with_category(labels, "response_metric_type", category), kLengthBuckets);
+  };
+  output_lengths_ = create("nv_llm_output_token_len", "Generated tokens of a sequence", "total_output_tokens");
+  input_lengths_ = create("nv_llm_input_token_len", "Prompt tokens of a sequence", "total_input_tokens");
+}
+
+void Metrics::add(const Executor& executor) {
+  {
+    const std::lock_guard lock(mutex_);
+    executors_.push_back(&executor);
+  }
+  wake();
+}
+
+void Metrics::remove(const Executor& executor) {
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase(executors_, &executor);
+  }
+  wake();
+}
+
+void Metrics::wake() {
+  const std::lock_guard lock(mutex_);
+  awake_ = true;
+  changed_.notify_all();
+}
+
+void Metrics::observe_lengths(const Result& result) {
+  if (input_lengths_ == nullptr || output_lengths_ == nullptr) return;
+  log_if_error(TRITONSERVER_MetricObserve(input_lengths_, result.num_prompt_tokens));
+  log_if_error(TRITONSERVER_MetricObserve(output_lengths_, result.num_generated_tokens));
+}
+
+void Metrics::report() {
+  std::unique_lock lock(mutex_);
+  while (!closing_) {
+    changed_.wait(lock, [this] { return closing_ || awake_; });
+    awake_ = false;
+    while (refresh() && !closing_) changed_.wait_for(lock, period_, [this] { return closing_; });
+  }
+}
+
+/// Shows the present numbers. False when nothing has changed and nobody is at work.
+bool Metrics::refresh() {
+  std::vector<ExecutorStats> parts;
+  for (const Executor* executor : executors_) parts.push_back(executor->stats());
+  const ExecutorStats stats = sum(parts);
+  std::vector<double> values = stats_values(stats);
+  const bool changed = values != shown_;
+  for (size_t i = 0; changed && i < samples_.size(); ++i) {
+    if (stats_table()[i].kind == MetricKind::kGauge) log_if_error(TRITONSERVER_MetricSet(samples_[i], values[i]));
+  }
+  if (changed && TRITONSERVER_LogIsEnabled(LogLevel::kVerbose)) log(LogLevel::kVerbose, stats_line(stats));
+  shown_ = std::move(values);
+  return changed || stats.active_requests > 0;
+}
+
+}  // namespace inflight::backend

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "backend/metric.h"
+#include "inflight_batcher/api/executor.h"
+
+namespace inflight::backend {
+
+/// The custom metrics of one model, summed over its instances, and the statistics line of the verbose log. A thread
+/// refreshes them periodically while something changes; it blocks while the model is idle.
+class Metrics {
+ public:
+  Metrics(const std::string& model, uint64_t version, std::chrono::milliseconds period);
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+
+  /// An executor to read; it must stay until it is removed.
+  void add(const Executor& executor);
+  void remove(const Executor& executor);
+
+  /// A request has come: the numbers are about to change.
+  void wake();
+
+  /// Counts the lengths of a finished sequence.
+  void observe_lengths(const Result& result);
+
+ private:
+  void create_families(const std::string& model, uint64_t version);
+  void create_histograms(const std::vector<Label>& labels);
+  void report();
+  bool refresh();
+
+  const std::chrono::milliseconds period_;
+  std::vector<MetricFamily> families_;
+  std::vector<TRITONSERVER_Metric*> samples_;  // one for each row of the table; empty where the server has none
+  TRITONSERVER_Metric* input_lengths_ = nullptr;
+  TRITONSERVER_Metric* output_lengths_ = nullptr;
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  std::vector<const Executor*> executors_;
+  std::vector<double> shown_;
+  bool awake_ = false;
+  bool closing_ = false;
+  std::thread reporter_;
+};
+
+}  // namespace inflight::backend

@@ -1,0 +1,53 @@
+#include "backend/model_instance.h"
+
+#include "backend/live_request.h"
+#include "backend/triton.h"
+
+namespace inflight::backend {
+
+ModelInstance::ModelInstance(Model& model, TRITONBACKEND_ModelInstance* handle) : model_(model), handle_(handle) {
+  const ModelParameters& parameters = model.parameters();
+  executor_ = std::make_unique<Executor>(parameters.engine_dir, parameters.executor);
+  const ModelInfo& info = executor_->model();
+  log(LogLevel::kInfo, concat(model.config().name, ": ", info.family, " on ", info.device, ", tensor parallel ",
+                              info.tensor_parallel, ", pipeline parallel ", info.pipeline_parallel,
+                              ", sequences up to ", info.max_sequence_length, " tokens"));
+  model_.metrics().add(*executor_);
+}
+
+ModelInstance::~ModelInstance() {
+  {
+    std::unique_lock lock(mutex_);
+    drained_.wait(lock, [this] { return outstanding_ == 0; });
+  }
+  model_.metrics().remove(*executor_);
+}
+
+void ModelInstance::execute(std::span<TRITONBACKEND_Request* const> requests) {
+  for (TRITONBACKEND_Request* request : requests) start(request);
+}
+
+void ModelInstance::start(TRITONBACKEND_Request* request) {
+  std::shared_ptr<LiveRequest> live;
+  try {
+    live = std::make_shared<LiveRequest>(*this, request);
+  } catch (...) {
+    // Without a response factory there is no way to answer.
+    log_if_error(current_error());
+    log_if_error(TRITONBACKEND_RequestRelease(request, kReleaseAll));
+    return;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    ++outstanding_;
+  }
+  live->start();
+}
+
+void ModelInstance::on_finished() {
+  const std::lock_guard lock(mutex_);
+  --outstanding_;
+  drained_.notify_all();
+}
+
+}  // namespace inflight::backend

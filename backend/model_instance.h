@@ -1,0 +1,45 @@
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <span>
+
+#include "backend/model.h"
+#include "inflight_batcher/api/executor.h"
+
+namespace inflight::backend {
+
+/// One instance of a model: its own executor, hence its own weights, KV cache and threads.
+class ModelInstance {
+ public:
+  /// Loads the engine. Throws what is wrong with the plan, the configuration or the device.
+  ModelInstance(Model& model, TRITONBACKEND_ModelInstance* handle);
+
+  /// Waits for the outstanding answers, then gives all memory back.
+  ~ModelInstance();
+  ModelInstance(const ModelInstance&) = delete;
+  ModelInstance& operator=(const ModelInstance&) = delete;
+
+  Model& model() { return model_; }
+  Executor& executor() { return *executor_; }
+  TRITONBACKEND_ModelInstance* handle() { return handle_; }
+
+  /// Takes all requests over and returns at once. A request that fails answers for itself.
+  void execute(std::span<TRITONBACKEND_Request* const> requests);
+
+  /// A request has been answered and released.
+  void on_finished();
+
+ private:
+  void start(TRITONBACKEND_Request* request);
+
+  Model& model_;
+  TRITONBACKEND_ModelInstance* handle_;
+  std::unique_ptr<Executor> executor_;
+  std::mutex mutex_;
+  std::condition_variable drained_;
+  int outstanding_ = 0;
+};
+
+}  // namespace inflight::backend

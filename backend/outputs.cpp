@@ -1,0 +1,209 @@
+#include "backend/outputs.h"
+
+#include <algorithm>
+#include <cstring>
+#include <initializer_list>
+#include <span>
+
+#include "backend/half.h"
+#include "backend/triton.h"
+
+namespace inflight::backend {
+
+class OutputWriter;
+
+struct OutputField {
+  std::string_view name;
+  DataType type;  // kInvalid: FP32 or FP16, as the configuration declares
+  bool (*enabled)(const OutputSwitches&);
+  void (*write)(OutputWriter&, const Result&);
+};
+
+/// One output of one response. Shapes are given without the batch dimension.
+class OutputWriter {
+ public:
+  OutputWriter(TRITONBACKEND_Response* response, const ResponseForm& form, const SelectedOutput& output)
+      : response_(response), form_(form), output_(output) {}
+
+  const ResponseForm& form() const { return form_; }
+
+  template <typename T>
+  void values(std::span<const T> data, std::initializer_list<int64_t> shape) {
+    if (!data.empty()) std::memcpy(allocate(data.size_bytes(), shape), data.data(), data.size_bytes());
+    if (data.empty()) allocate(0, shape);
+  }
+
+  template <typename T>
+  void scalar(T value) {
+    values(std::span<const T>(&value, 1), {1});
+  }
+
+  void text(std::string_view text) {
+    const auto length = static_cast<uint32_t>(text.size());
+    auto* buffer = static_cast<char*>(allocate(sizeof(length) + text.size(), {1}));
+    std::memcpy(buffer, &length, sizeof(length));
+    std::memcpy(buffer + sizeof(length), text.data(), text.size());
+  }
+
+  /// FP32 values in the dtype that the configuration declares.
+  void logits(std::span<const float> data, std::initializer_list<int64_t> shape) {
+    if (output_.type == DataType::kFp32) return values(data, shape);
+    auto* halves = static_cast<uint16_t*>(allocate(data.size() * sizeof(uint16_t), shape));
+    std::transform(data.begin(), data.end(), halves, to_half);
+  }
+
+ private:
+  void* allocate(size_t bytes, std::initializer_list<int64_t> shape) {
+    std::vector<int64_t> dims(shape);
+    if (form_.batched) dims.insert(dims.begin(), 1);
+    TRITONBACKEND_Output* output = nullptr;
+    require_ok(TRITONBACKEND_ResponseOutput(response_, &output, output_.field->name.data(), output_.type, dims.data(),
+                                            static_cast<uint32_t>(dims.size())));
+    void* buffer = nullptr;
+    MemoryType memory = MemoryType::kCpu;
+    int64_t memory_id = 0;
+    require_ok(TRITONBACKEND_OutputBuffer(output, &buffer, bytes, &memory, &memory_id));
+    check(memory != MemoryType::kGpu, ErrorCode::kUnsupported, "output ", output_.field->name,
+          " would go to device memory; wanted host memory");
+    return buffer;
+  }
+
+  TRITONBACKEND_Response* response_;
+  const ResponseForm& form_;
+  const SelectedOutput& output_;
+};
+
+namespace {
+
+using Writer = OutputWriter&;
+using Switches = const OutputSwitches&;
+
+bool always(Switches) { return true; }
+bool if_log_probs(Switches it) { return it.log_probs; }
+bool if_perf_metrics(Switches it) { return it.perf_metrics; }
+
+int64_t generated_tokens(const OutputWriter& writer, const Result& result) {
+  const auto prompt = writer.form().includes_input ? result.num_prompt_tokens : 0;
+  return static_cast<int64_t>(result.tokens.size()) - prompt;
+}
+
+void write_tokens(Writer writer, const std::vector<TokenId>& tokens) {
+  writer.values<int32_t>(tokens, {1, static_cast<int64_t>(tokens.size())});
+}
+
+void write_context_logits(Writer writer, const Result& result) {
+  if (result.context_logits.empty()) return;
+  const int64_t rows = result.num_prompt_tokens;
+  writer.logits(result.context_logits, {rows, static_cast<int64_t>(result.context_logits.size()) / rows});
+}
+
+void write_generation_logits(Writer writer, const Result& result) {
+  const int64_t rows = generated_tokens(writer, result);
+  if (result.generation_logits.empty() || rows <= 0) return;
+  const int64_t vocabulary = static_cast<int64_t>(result.generation_logits.size()) / rows;
+  if (writer.form().streaming) {
+    writer.logits(result.generation_logits, {rows, 1, vocabulary});
+  } else {
+    writer.logits(result.generation_logits, {1, rows, vocabulary});
+  }
+}
+
+const OutputField kFields[] = {
+    {"output_ids", DataType::kInt32, always, [](Writer w, const Result& r) { write_tokens(w, r.tokens); }},
+    {"sequence_length", DataType::kInt32, always,
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.tokens.size())); }},
+    {"prefix_ids", DataType::kInt32, always, [](Writer w, const Result& r) { write_tokens(w, r.prefix_tokens); }},
+    {"sequence_end", DataType::kBool, always, [](Writer w, const Result& r) { w.scalar(r.sequence_final); }},
+    {"finish_reason", DataType::kBytes, always, [](Writer w, const Result& r) { w.text(name_of(r.finish_reason)); }},
+    {"batch_index", DataType::kInt32, [](Switches s) { return s.batch; },
+     [](Writer w, const Result&) { w.scalar(static_cast<int32_t>(w.form().batch_index)); }},
+    {"sequence_index", DataType::kInt32, [](Switches s) { return s.sequences; },
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.sequence_index)); }},
+    {"cum_log_probs", DataType::kFp32, if_log_probs, [](Writer w, const Result& r) { w.scalar(r.cum_log_prob); }},
+    {"output_log_probs", DataType::kFp32, if_log_probs,
+     [](Writer w, const Result& r) { w.values<float>(r.log_probs, {1, static_cast<int64_t>(r.log_probs.size())}); }},
+    {"context_logits", DataType::kInvalid, [](Switches s) { return s.context_logits; }, write_context_logits},
+    {"generation_logits", DataType::kInvalid, [](Switches s) { return s.generation_logits; }, write_generation_logits},
+    {"num_input_tokens", DataType::kInt32, [](Switches s) { return s.num_input_tokens; },
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.num_prompt_tokens)); }},
+    {"num_output_tokens", DataType::kInt32, [](Switches s) { return s.num_output_tokens; },
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(generated_tokens(w, r))); }},
+    {"kv_cache_alloc_new_blocks", DataType::kInt32, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.perf.kv_alloc_new_blocks)); }},
+    {"kv_cache_reused_blocks", DataType::kInt32, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.perf.kv_reused_blocks)); }},
+    {"kv_cache_alloc_total_blocks", DataType::kInt32, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.perf.kv_alloc_total_blocks)); }},
+    {"arrival_time_ns", DataType::kInt64, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(r.perf.arrival_time_ns); }},
+    {"first_scheduled_time_ns", DataType::kInt64, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(r.perf.first_scheduled_time_ns); }},
+    {"first_token_time_ns", DataType::kInt64, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(r.perf.first_token_time_ns); }},
+    {"last_token_time_ns", DataType::kInt64, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(r.perf.last_token_time_ns); }},
+    // No speculation: the contract wants zeros.
+    {"acceptance_rate", DataType::kFp32, if_perf_metrics, [](Writer w, const Result&) { w.scalar(0.0f); }},
+    {"total_accepted_draft_tokens", DataType::kInt32, if_perf_metrics,
+     [](Writer w, const Result&) { w.scalar<int32_t>(0); }},
+    {"total_draft_tokens", DataType::kInt32, if_perf_metrics, [](Writer w, const Result&) { w.scalar<int32_t>(0); }},
+};
+static_assert(std::size(kFields) <= 64, "OutputSet holds a bit for each output");
+
+size_t index_of(std::string_view name) {
+  const auto* found =
+      std::find_if(std::begin(kFields), std::end(kFields), [&](const OutputField& it) { return it.name == name; });
+  return static_cast<size_t>(found - std::begin(kFields));
+}
+
+bool fits(DataType wanted, DataType found) {
+  if (wanted != DataType::kInvalid) return wanted == found;
+  return found == DataType::kFp32 || found == DataType::kFp16;
+}
+
+}  // namespace
+
+void OutputSet::add(std::string_view name) {
+  const size_t index = index_of(name);
+  if (index < std::size(kFields)) members_.set(index);
+}
+
+bool OutputSet::has(std::string_view name) const {
+  const size_t index = index_of(name);
+  return index < std::size(kFields) && members_.test(index);
+}
+
+std::vector<SelectedOutput> OutputSet::enabled(const OutputSwitches& switches,
+                                               const std::map<std::string, DataType, std::less<>>& declared) const {
+  std::vector<SelectedOutput> outputs;
+  for (size_t i = 0; i < std::size(kFields); ++i) {
+    if (!members_.test(i) || !kFields[i].enabled(switches)) continue;
+    const auto found = declared.find(kFields[i].name);
+    if (found != declared.end()) outputs.push_back({&kFields[i], found->second});
+  }
+  return outputs;
+}
+
+void write_outputs(TRITONBACKEND_Response* response, const ResponseForm& form, const Result& result) {
+  for (const SelectedOutput& output : form.outputs) {
+    OutputWriter writer(response, form, output);
+    output.field->write(writer, result);
+  }
+}
+
+void check_declared_outputs(const std::map<std::string, DataType, std::less<>>& outputs) {
+  for (const char* name : {"output_ids", "sequence_length"}) {
+    check(outputs.contains(name), ErrorCode::kInvalidArgument, "the model configuration does not declare the output ",
+          name);
+  }
+  for (const auto& [name, type] : outputs) {
+    const size_t index = index_of(name);
+    if (index == std::size(kFields)) continue;
+    const DataType wanted = kFields[index].type;
+    check(fits(wanted, type), ErrorCode::kInvalidArgument, "output ", name, " of the model configuration is ",
+          TRITONSERVER_DataTypeString(type), "; wanted ",
+          wanted == DataType::kInvalid ? "FP32 or FP16" : TRITONSERVER_DataTypeString(wanted));
+  }
+}
+
+}  // namespace inflight::backend

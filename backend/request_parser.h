@@ -1,0 +1,28 @@
+#pragma once
+
+#include <vector>
+
+#include "backend/model_config.h"
+#include "backend/model_parameters.h"
+#include "backend/outputs.h"
+#include "backend/request_fields.h"
+
+namespace inflight::backend {
+
+/// One row of a request, ready for the executor.
+struct ParsedRow {
+  Request request;
+  ResponseForm form;
+};
+
+struct ParsedRequest {
+  bool stop = false;            // an order to end the live requests of the same id; `rows` is empty then
+  std::vector<ParsedRow> rows;  // one for each row of the batch
+};
+
+/// Reads and checks all inputs, the requested outputs and the request's parameters. Throws kInvalidArgument and
+/// kUnsupported, with the name of what is wrong, what was found and what was wanted.
+ParsedRequest parse_request(TRITONBACKEND_Request* request, const ModelConfig& config,
+                            const ModelParameters& parameters);
+
+}  // namespace inflight::backend

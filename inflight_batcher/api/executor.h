@@ -1,0 +1,89 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "inflight_batcher/api/executor_config.h"
+#include "inflight_batcher/api/request.h"
+#include "inflight_batcher/api/result.h"
+
+namespace inflight {
+
+/// What the executor serves, for callers that check or size things.
+struct ModelInfo {
+  std::string family;
+  int vocabulary_size = 0;
+  int max_sequence_length = 0;  // the limit in force
+  std::string device;
+  int tensor_parallel = 1;
+  int pipeline_parallel = 1;
+  int64_t weight_bytes = 0;     // of all ranks
+  int64_t kv_bytes_per_token = 0;
+};
+
+/// A snapshot; counters run from the start.
+struct ExecutorStats {
+  int64_t steps = 0;
+  int64_t timestamp_us = 0;            // wall clock of the last step, microseconds since the epoch
+  int active_requests = 0;             // waiting and running sequences
+  int waiting_requests = 0;
+  int scheduled_requests = 0;          // of the last step
+  int context_requests = 0;            // of the last step
+  int generation_requests = 0;         // of the last step
+  int paused_requests = 0;             // of the last step
+  int context_tokens = 0;              // of the last step
+  int max_requests = 0;                // max_batch_size
+  int micro_batch = 0;
+  int kv_blocks_max = 0;
+  int kv_blocks_used = 0;              // referenced by a sequence
+  int kv_blocks_free = 0;
+  int kv_tokens_per_block = 0;
+  int64_t kv_blocks_reused = 0;        // counter
+  int64_t requests_completed = 0;      // counters of requests
+  int64_t requests_cancelled = 0;
+  int64_t requests_failed = 0;
+  int64_t preemptions = 0;
+  int64_t tokens_generated = 0;
+  int64_t tokens_prefilled = 0;        // prompt tokens computed
+  int64_t tokens_reused = 0;           // prompt tokens taken from the prefix tree
+  int64_t memory_cpu_bytes = 0;
+  int64_t memory_gpu_bytes = 0;
+  int64_t memory_pinned_bytes = 0;
+};
+
+/// A plan bound to devices, with the batch manager on top: requests in, tokens out, many in flight.
+///
+/// Thread-safe. One engine thread steps the batch, one response thread runs the callbacks, so a slow callback delays
+/// answers but never the engine. An idle executor blocks; it uses no processor time.
+class Executor {
+ public:
+  using Callback = std::function<void(Result&&)>;
+
+  /// Loads the plan at `engine_dir` (a folder with plan.json). Throws Error: kNotFound (no plan), kInvalidArgument
+  /// (what the plan or the configuration says), kUnsupported (an op, dtype or device that this build lacks).
+  Executor(const std::string& engine_dir, const ExecutorConfig& config);
+
+  /// Cancels what is in flight, delivers the final results, joins the threads and gives all memory back.
+  ~Executor();
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  /// Queues a request. `callback` is called on the response thread for every result; it must not throw and must not
+  /// destroy the executor. Throws Error: kInvalidArgument (both numbers in the text), kUnavailable (queue full or
+  /// shutting down), kUnsupported. After a throw the callback is never called.
+  RequestId submit(Request request, Callback callback);
+
+  /// Ends a request at the next step with kCancelled results. Unknown or finished ids are ignored.
+  void cancel(RequestId id);
+
+  ExecutorStats stats() const;
+  const ModelInfo& model() const;
+  const ExecutorConfig& config() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace inflight

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace inflight {
+
+/// What happens when the KV cache cannot hold everybody.
+enum class CapacityPolicy {
+  kGuaranteedNoEvict,  // admit a request only if its KV blocks suffice to its last possible token
+  kMaxUtilization,     // admit what fits now; pause the youngest and recompute it later
+};
+
+struct KvCacheConfig {
+  std::optional<int64_t> max_tokens;         // capacity of the pool in tokens; absent: from the memory fraction
+  double free_memory_fraction = 0.9;         // of the device memory free after the weights (CPU: see cpu_memory_bytes)
+  int64_t cpu_memory_bytes = 1LL << 30;      // CPU engine: the memory that the fraction is taken of
+  int block_size = 32;                       // tokens, a power of two
+  bool enable_block_reuse = true;
+  bool enable_partial_reuse = true;          // also reuse the leading part of a block, by copying it
+};
+
+struct ExecutorConfig {
+  std::string device = "auto";               // "cpu", "cuda" or "auto": cuda where there is one
+  int tensor_parallel = 1;
+  int pipeline_parallel = 1;
+  int num_threads = 0;                       // CPU worker threads of all ranks together; 0 = the processors available
+  int max_batch_size = 256;                  // sequences in flight
+  int max_num_tokens = 2048;                 // tokens of one step
+  std::optional<int> max_sequence_length;    // prompt + generated; absent: what the network has positions for
+  int max_queue_size = 0;                    // waiting requests; 0 = unlimited
+  bool enable_chunked_context = true;
+  CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
+  KvCacheConfig kv_cache;
+};
+
+}  // namespace inflight

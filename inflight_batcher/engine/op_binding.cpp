@@ -1,0 +1,149 @@
+#include "inflight_batcher/engine/op_binding.h"
+
+#include <cmath>
+
+namespace inflight {
+
+OpBinding::OpBinding(BuildState& state, const PlanOp& op, int unit_first_layer, std::string label, int index)
+    : state_(state), op_(op), unit_first_layer_(unit_first_layer), label_(std::move(label)), index_(index) {}
+
+void OpBinding::fail(ErrorCode code, const std::string& text) const { throw Error(code, concat(label_, ": ", text)); }
+
+void OpBinding::use(int slot) {
+  Slot& s = state_.program.slots[slot];
+  if (s.first_use < 0) s.first_use = index_;
+  s.last_use = std::max(s.last_use, index_);
+}
+
+int OpBinding::input(const std::string& name) {
+  const auto operand = op_.inputs.find(name);
+  if (operand == op_.inputs.end()) fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is missing"));
+  used_.insert("input " + name);
+  const std::string& tensor = operand->second;
+  if (const auto gone = state_.overwritten.find(tensor); gone != state_.overwritten.end())
+    fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is tensor '", tensor, "', which '", gone->second,
+                                             "' has overwritten in place"));
+  const auto found = state_.scope.find(tensor);
+  if (found == state_.scope.end())
+    fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is tensor '", tensor, "', which no op before it defines"));
+  use(found->second);
+  return found->second;
+}
+
+GraphInput OpBinding::graph_input(const std::string& name) {
+  static const std::map<std::string, GraphInput> kInputs = {{"token_ids", GraphInput::kTokenIds},
+                                                            {"positions", GraphInput::kPositions},
+                                                            {"logits_rows", GraphInput::kLogitsRows}};
+  const auto operand = op_.inputs.find(name);
+  if (operand == op_.inputs.end()) fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is missing"));
+  used_.insert("input " + name);
+  const auto found = kInputs.find(operand->second);
+  if (found == kInputs.end())
+    fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is '", operand->second,
+                                             "', wanted one of token_ids, positions, logits_rows"));
+  return found->second;
+}
+
+TensorView OpBinding::weight(const std::string& name) {
+  const auto operand = op_.weights.find(name);
+  if (operand == op_.weights.end()) fail(ErrorCode::kInvalidArgument, concat("weight '", name, "' is missing"));
+  return optional_weight(name);
+}
+
+TensorView OpBinding::optional_weight(const std::string& name) {
+  const auto operand = op_.weights.find(name);
+  if (operand == op_.weights.end()) return TensorView();
+  used_.insert("weight " + name);
+  try {
+    return state_.weights.get(substitute_layer(operand->second, unit_first_layer_));
+  } catch (const Error& e) {
+    fail(e.code(), e.what());
+  }
+}
+
+int OpBinding::output(const std::string& name, Rows rows, int64_t width, DType dtype) {
+  const auto operand = op_.outputs.find(name);
+  if (operand == op_.outputs.end()) fail(ErrorCode::kInvalidArgument, concat("output '", name, "' is missing"));
+  used_.insert("output " + name);
+  if (state_.scope.contains(operand->second))
+    fail(ErrorCode::kInvalidArgument, concat("output '", name, "' defines tensor '", operand->second, "' a second time"));
+  state_.program.slots.push_back({rows, width, dtype});
+  const int slot = static_cast<int>(state_.program.slots.size()) - 1;
+  state_.scope[operand->second] = slot;
+  use(slot);
+  return slot;
+}
+
+int OpBinding::output_in_place(const std::string& name, const std::string& input_name) {
+  const int slot = input(input_name);
+  const auto operand = op_.outputs.find(name);
+  if (operand == op_.outputs.end()) fail(ErrorCode::kInvalidArgument, concat("output '", name, "' is missing"));
+  used_.insert("output " + name);
+  if (state_.scope.contains(operand->second))
+    fail(ErrorCode::kInvalidArgument, concat("output '", name, "' defines tensor '", operand->second, "' a second time"));
+  state_.overwritten[op_.inputs.at(input_name)] = label_;
+  state_.scope[operand->second] = slot;
+  return slot;
+}
+
+double OpBinding::number(const std::string& name) {
+  const auto found = op_.numbers.find(name);
+  if (found == op_.numbers.end()) fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' (a number) is missing"));
+  used_.insert("attribute " + name);
+  return found->second;
+}
+
+int OpBinding::integer(const std::string& name) {
+  const double value = number(name);
+  if (value != std::floor(value) || value < 0 || value > 2147483647.0)
+    fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' is ", value, ", wanted a whole number >= 0"));
+  return static_cast<int>(value);
+}
+
+std::string OpBinding::word(const std::string& name) {
+  const auto found = op_.words.find(name);
+  if (found == op_.words.end()) fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' (a text) is missing"));
+  used_.insert("attribute " + name);
+  return found->second;
+}
+
+TensorView OpBinding::constant(const std::string& name, int64_t first, int64_t count) {
+  const auto found = op_.sequences.find(name);
+  if (found == op_.sequences.end()) fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' (a list) is missing"));
+  used_.insert("attribute " + name);
+  const auto size = static_cast<int64_t>(found->second.size());
+  if (size == 0) return TensorView();
+  if (count < 0) count = size - first;
+  if (first + count > size)
+    fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' has ", size, " numbers, wanted ", first + count));
+  auto values = std::make_shared<std::vector<float>>(found->second.begin() + first, found->second.begin() + first + count);
+  state_.constants.push_back(values);
+  return TensorView(values->data(), DType::kFloat32, {count});
+}
+
+const PlanKvLayer& OpBinding::kv_description() {
+  const int layer = unit_first_layer_ + integer("layer");
+  if (layer >= static_cast<int>(state_.plan.kv_layers.size()))
+    fail(ErrorCode::kInvalidArgument, concat("it belongs to layer ", layer, ", kv_cache describes ", state_.plan.kv_layers.size()));
+  return state_.plan.kv_layers[layer];
+}
+
+int OpBinding::kv_layer() {
+  kv_description();
+  return unit_first_layer_ + integer("layer") - state_.first_layer;
+}
+
+void OpBinding::check_all_used() const {
+  const auto refuse_unused = [&](const auto& operands, const std::string& kind) {
+    for (const auto& [name, value] : operands)
+      if (!used_.contains(kind + " " + name)) fail(ErrorCode::kInvalidArgument, concat("unknown ", kind, " '", name, "'"));
+  };
+  refuse_unused(op_.inputs, "input");
+  refuse_unused(op_.weights, "weight");
+  refuse_unused(op_.outputs, "output");
+  refuse_unused(op_.numbers, "attribute");
+  refuse_unused(op_.words, "attribute");
+  refuse_unused(op_.sequences, "attribute");
+}
+
+}  // namespace inflight

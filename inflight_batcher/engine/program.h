@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "inflight/batch.h"
+#include "inflight/op_table.h"
+
+namespace inflight {
+
+/// What the first dimension of an activation counts.
+enum class Rows { kTokens, kLogits };
+
+/// An activation of the program: [rows of a step, width]. `offset` is its place in the arena once memory is planned.
+struct Slot {
+  Rows rows = Rows::kTokens;
+  int64_t width = 0;
+  DType dtype = DType::kFloat32;
+  size_t offset = 0;
+  int first_use = -1;  // op indices between which the slot's memory is its own
+  int last_use = -1;
+};
+
+/// What an operation sees while it runs: the step, and where activations lie.
+struct RunContext {
+  const OpTable* table = nullptr;
+  DeviceContext* device = nullptr;
+  const BatchView* batch = nullptr;
+  std::byte* arena = nullptr;
+  const std::vector<Slot>* slots = nullptr;
+  std::vector<KvCacheView>* kv_cache = nullptr;  // by layer of this stage
+
+  TensorView view(int slot) const {
+    const Slot& s = (*slots)[slot];
+    const int64_t rows = s.rows == Rows::kTokens ? batch->num_tokens() : batch->logits_rows.shape[0];
+    return TensorView(arena + s.offset, s.dtype, {rows, s.width});
+  }
+};
+
+/// An operation with its operands resolved.
+struct BoundOp {
+  std::string label;  // "layer 3 linear -> qkv", for errors and traces
+  std::function<void(const RunContext&)> run;
+};
+
+/// Tensors of a pipeline stage that its neighbours or the executor want.
+struct Capture {
+  std::string name;
+  int layer = -1;  // -1 outside the layers block
+  int slot = 0;
+};
+
+/// One rank's part of a plan, ready to run: `body` for the whole step, then `epilogue` once per slice of logits rows
+/// (on the last stage only).
+struct Program {
+  std::vector<BoundOp> body;
+  std::vector<BoundOp> epilogue;
+  std::vector<Slot> slots;
+  std::vector<int> carry_in;   // received from the stage before, in the plan's carry order
+  std::vector<int> carry_out;  // sent to the stage behind
+  int logits = -1;             // slot of the logits, on the last stage
+  std::vector<Capture> captures;
+  size_t arena_bytes = 0;
+};
+
+/// Gives every slot a place such that slots alive at the same time never overlap (greedy by size: Pisarchyk & Lee 2020,
+/// "Efficient Memory Management for Deep Neural Net Inference"). Returns the arena's size in bytes.
+size_t plan_memory(std::vector<Slot>& slots, int64_t max_tokens, int64_t max_logits_rows);
+
+}  // namespace inflight

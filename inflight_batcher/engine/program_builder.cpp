@@ -1,0 +1,149 @@
+#include "inflight_batcher/engine/program_builder.h"
+
+#include <algorithm>
+
+namespace inflight {
+
+namespace {
+
+class Builder {
+ public:
+  Builder(const Plan& plan, const OpTable& table, WeightStore& weights, Communicator& group, const Topology& topology,
+          int stage)
+      : plan_(plan), state_{plan, table, weights, group, 0, {}, {}, {}, {}}, first_stage_(stage == 0),
+        last_stage_(stage == topology.pipeline_parallel - 1) {
+    check(plan.repeat >= topology.pipeline_parallel, ErrorCode::kInvalidArgument, "the network has ", plan.repeat,
+          " repeating units, which cannot be divided among ", topology.pipeline_parallel, " pipeline stages");
+    std::tie(first_unit_, last_unit_) = topology.layers_of(stage, plan.repeat);
+    state_.first_layer = first_unit_ * plan.unit_layers;
+  }
+
+  BuiltProgram build(int64_t max_tokens, int64_t max_logits_rows) {
+    if (first_stage_) {
+      add_ops(plan_.prologue, "prologue", 0, state_.program.body);
+      add_captures("prologue", -1, state_.program.body);
+    } else {
+      receive_carry();
+    }
+    for (int unit = first_unit_; unit < last_unit_; ++unit) add_unit(unit);
+    last_stage_ ? add_epilogue() : send_carry();
+    keep_captures_alive();
+    state_.program.arena_bytes = plan_memory(state_.program.slots, max_tokens, max_logits_rows);
+    return {std::move(state_.program), std::move(state_.constants)};
+  }
+
+ private:
+  void add_ops(const std::vector<PlanOp>& ops, const std::string& block, int first_layer, std::vector<BoundOp>& out) {
+    for (const PlanOp& op : ops) {
+      const std::string target = op.outputs.empty() ? "" : " -> " + op.outputs.begin()->second;
+      std::string label = block + ", op '" + op.op + "'" + target;
+      OpBinding binding(state_, op, first_layer, label, next_index_++);
+      std::function<void(const RunContext&)> run;
+      try {
+        run = find_op(op.op)(binding);
+      } catch (const Error& e) {
+        const std::string text = e.what();
+        if (text.starts_with(label)) throw;
+        throw Error(e.code(), concat(label, ": ", text));
+      }
+      binding.check_all_used();
+      out.push_back({std::move(label), std::move(run)});
+    }
+  }
+
+  // A unit's names are its own: only the carry crosses from one unit to the next, under the entry names.
+  void add_unit(int unit) {
+    const int first_layer = unit * plan_.unit_layers;
+    add_ops(plan_.unit, concat("layer ", first_layer), first_layer, state_.program.body);
+    add_captures("layers", first_layer, state_.program.body);
+    std::map<std::string, int> handed_on;
+    for (const auto& [entry, exit] : plan_.carry) handed_on[entry] = slot_of(exit, "the layers block carries");
+    state_.scope = std::move(handed_on);
+    state_.overwritten.clear();
+  }
+
+  void add_epilogue() {
+    add_ops(plan_.epilogue, "epilogue", 0, state_.program.epilogue);
+    add_captures("epilogue", -1, state_.program.epilogue);
+    state_.program.logits = slot_of("logits", "the epilogue must define");
+    const Slot& logits = state_.program.slots[state_.program.logits];
+    check(logits.rows == Rows::kLogits && logits.width == plan_.vocabulary_size, ErrorCode::kInvalidArgument,
+          "logits have width ", logits.width, ", the vocabulary has ", plan_.vocabulary_size, " entries");
+    // The epilogue runs once per slice of rows: what it reads from the body has to survive all slices.
+    for (Slot& slot : state_.program.slots)
+      if (slot.rows == Rows::kTokens && slot.last_use >= epilogue_start()) slot.last_use = next_index_;
+    state_.program.slots[state_.program.logits].last_use = next_index_;
+  }
+
+  int epilogue_start() const { return next_index_ - static_cast<int>(state_.program.epilogue.size()); }
+
+  void receive_carry() {
+    for (const auto& [entry, exit] : plan_.carry) {
+      // Carried tensors are whole on every tensor-parallel rank and as wide as the network.
+      state_.program.slots.push_back({Rows::kTokens, plan_.hidden_size, DType::kFloat32, 0, 0, 0});
+      const int slot = static_cast<int>(state_.program.slots.size()) - 1;
+      state_.scope[entry] = slot;
+      state_.program.carry_in.push_back(slot);
+    }
+    ++next_index_;
+  }
+
+  void send_carry() {
+    for (const auto& [entry, exit] : plan_.carry) {
+      const int slot = slot_of(entry, "the layers block carries");
+      Slot& carried = state_.program.slots[slot];
+      check(carried.rows == Rows::kTokens && carried.width == plan_.hidden_size, ErrorCode::kInvalidArgument,
+            "the layers block carries '", entry, "' of width ", carried.width, ", wanted the hidden size ", plan_.hidden_size);
+      carried.last_use = next_index_;
+      state_.program.carry_out.push_back(slot);
+    }
+  }
+
+  // A marked tensor is copied where its block ends: what comes behind may reuse its memory.
+  void add_captures(const std::string& block, int layer, std::vector<BoundOp>& out) {
+    for (const PlanOutput& output : plan_.outputs) {
+      if (output.block != block) continue;
+      const int marked = slot_of(output.tensor, "a marked output names");
+      Slot copy = state_.program.slots[marked];
+      check(copy.rows == Rows::kTokens, ErrorCode::kUnsupported, "marked output '", output.name,
+            "' has a row per logits row; only tensors with a row per token can be marked");
+      state_.program.slots[marked].last_use = copy.first_use = copy.last_use = next_index_++;
+      state_.program.slots.push_back(copy);
+      const int slot = static_cast<int>(state_.program.slots.size()) - 1;
+      out.push_back({"marked output '" + output.name + "'", [=](const RunContext& run) {
+                       const TensorView source = run.view(marked);
+                       run.device->copy(run.view(slot).data, source.data, source.bytes());
+                     }});
+      state_.program.captures.push_back({output.name, layer, slot});
+    }
+  }
+
+  void keep_captures_alive() {
+    for (const Capture& capture : state_.program.captures) state_.program.slots[capture.slot].last_use = next_index_;
+  }
+
+  int slot_of(const std::string& tensor, const std::string& why) const {
+    const auto found = state_.scope.find(tensor);
+    check(found != state_.scope.end(), ErrorCode::kInvalidArgument, why, " tensor '", tensor, "', which no op defines");
+    check(!state_.overwritten.contains(tensor), ErrorCode::kInvalidArgument, why, " tensor '", tensor,
+          "', which a later op overwrites in place");
+    return found->second;
+  }
+
+  const Plan& plan_;
+  BuildState state_;
+  bool first_stage_;
+  bool last_stage_;
+  int first_unit_ = 0;
+  int last_unit_ = 0;
+  int next_index_ = 0;
+};
+
+}  // namespace
+
+BuiltProgram build_program(const Plan& plan, const OpTable& table, WeightStore& weights, Communicator& tensor_group,
+                           const Topology& topology, int stage, int64_t max_tokens, int64_t max_logits_rows) {
+  return Builder(plan, table, weights, tensor_group, topology, stage).build(max_tokens, max_logits_rows);
+}
+
+}  // namespace inflight

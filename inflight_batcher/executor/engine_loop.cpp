@@ -1,0 +1,215 @@
+#include <algorithm>
+
+#include "inflight_batcher/executor/executor_impl.h"
+
+namespace inflight {
+
+void Executor::Impl::loop() {
+  try {
+    while (take_inbox()) {
+      expire_deadlines();
+      feed_engine();
+      responses_.push(outgoing_);
+      if (!in_flight_.empty()) finish_oldest_step();
+      publish_stats();
+    }
+    stop_all(ErrorCode::kUnavailable, "the executor is shutting down");
+  } catch (const std::exception& e) {
+    stop_all(ErrorCode::kInternal, e.what());
+  }
+  responses_.push(outgoing_);
+}
+
+// Blocks while there is nothing to do. False when the executor stops.
+bool Executor::Impl::take_inbox() {
+  const bool idle = in_flight_.empty() && sequences_.empty();
+  if (idle) responses_.push(outgoing_);
+  Inbox taken;
+  {
+    std::unique_lock lock(mutex_);
+    if (idle) wake_.wait(lock, [&] { return stopping_ || !inbox_.requests.empty() || !inbox_.cancels.empty(); });
+    if (stopping_) return false;
+    std::swap(taken, inbox_);
+    // Until the next snapshot they would be neither in the inbox nor among the waiting.
+    for (const auto& request : taken.requests) {
+      snapshot_.waiting_requests += request->sequences_left;
+      snapshot_.active_requests += request->sequences_left;
+    }
+  }
+  for (auto& request : taken.requests) admit(std::move(request));
+  for (RequestId id : taken.cancels) cancel_now(id);
+  return true;
+}
+
+void Executor::Impl::admit(std::shared_ptr<RequestState> request) {
+  auto& sequences = requests_[request->id];
+  for (int i = 0; i < request->request.sampling.num_return_sequences; ++i) {
+    auto sequence = std::make_shared<SequenceState>();
+    sequence->id = next_sequence_++;
+    sequence->index = i;
+    sequence->request = request;
+    sequence->perf.arrival_time_ns = request->arrival_ns;
+    sequences_[sequence->id] = sequence;
+    sequences.push_back(sequence);
+  }
+  if (request->deadline != std::chrono::steady_clock::time_point::max()) ++num_deadlines_;
+  add_to_scheduler(sequences[0]);
+  // The other sequences start when the first one's prompt is in the cache, so that they find its blocks.
+  const std::vector<SequencePtr> others(sequences.begin() + 1, sequences.end());
+  if (config_.kv_cache.enable_block_reuse && !others.empty()) {
+    siblings_[request->id] = others;
+  } else {
+    for (const SequencePtr& sequence : others) add_to_scheduler(sequence);
+  }
+}
+
+void Executor::Impl::add_to_scheduler(const SequencePtr& sequence) {
+  const Request& request = sequence->request->request;
+  const bool reuse = !request.output.context_logits && request.output.additional_outputs.empty();
+  scheduler_.add({sequence->id, request.input_ids, sequence->prompt_length() + request.max_tokens, request.priority, reuse});
+}
+
+void Executor::Impl::release_siblings(const SequencePtr& first) {
+  const auto found = siblings_.find(first->request->id);
+  if (found == siblings_.end()) return;
+  const std::vector<SequencePtr> others = std::move(found->second);
+  siblings_.erase(found);
+  for (const SequencePtr& sequence : others)
+    if (!sequence->finished) add_to_scheduler(sequence);
+}
+
+void Executor::Impl::cancel_now(RequestId id) {
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) return;
+  const std::vector<SequencePtr> sequences = found->second;
+  if (!sequences.empty()) sequences[0]->request->cancelled = true;
+  for (const SequencePtr& sequence : sequences)
+    if (!sequence->finished) fail_sequence(sequence, ErrorCode::kCancelled, "the request was cancelled");
+}
+
+void Executor::Impl::expire_deadlines() {
+  if (num_deadlines_ == 0) return;
+  const auto now = std::chrono::steady_clock::now();
+  std::vector<SequencePtr> late;
+  for (const auto& [id, sequence] : sequences_)
+    if (sequence->request->deadline <= now) late.push_back(sequence);
+  for (const SequencePtr& sequence : late) end_sequence(sequence, FinishReason::kTimedOut);
+}
+
+void Executor::Impl::feed_engine() {
+  while (static_cast<int>(in_flight_.size()) < engine_.max_steps_in_flight()) {
+    Scheduler::Step plan = scheduler_.plan();
+    counters_.preemptions += static_cast<int64_t>(plan.paused.size());
+    if (plan.items.empty()) {
+      check(!in_flight_.empty() || scheduler_.counts().waiting + scheduler_.counts().running == 0, ErrorCode::kInternal,
+            "the scheduler plans nothing although ", scheduler_.counts().waiting, " sequences wait");
+      return;
+    }
+    auto flight = std::make_unique<StepInFlight>();
+    if (!spare_steps_.empty()) {
+      flight = std::move(spare_steps_.back());
+      spare_steps_.pop_back();
+    }
+    flight->plan = std::move(plan);
+    flight->sequences.clear();
+    for (const Scheduler::Item& item : flight->plan.items) flight->sequences.push_back(sequences_.at(item.id));
+    build_step(*flight, scheduler_, kv_cache_);
+    update_stats(*flight);
+    engine_.submit(flight->step);
+    in_flight_.push_back(std::move(flight));
+  }
+}
+
+void Executor::Impl::finish_oldest_step() {
+  try {
+    engine_.wait(in_flight_.front()->step);
+  } catch (const std::exception& e) {
+    fail_steps_in_flight(e.what());
+    return;
+  }
+  std::unique_ptr<StepInFlight> flight = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  take_logits(*flight);
+  size_t sampled_row = 0;
+  for (size_t item = 0; item < flight->plan.items.size(); ++item) handle_item(*flight, item, sampled_row);
+  spare_steps_.push_back(std::move(flight));
+}
+
+// A step that failed has left the cache of its sequences undefined: they fail, everybody else goes on.
+void Executor::Impl::fail_steps_in_flight(const std::string& why) {
+  for (const auto& flight : in_flight_) {
+    try {
+      engine_.wait(flight->step);
+    } catch (const std::exception&) {
+      continue;  // the first failure is the reason; the others follow from it
+    }
+  }
+  engine_.recover();
+  for (const auto& flight : in_flight_) {
+    for (size_t item = 0; item < flight->plan.items.size(); ++item) {
+      const SequencePtr& sequence = flight->sequences[item];
+      if (!sequence->finished) fail_sequence(sequence, ErrorCode::kInternal, concat("the engine failed: ", why));
+      scheduler_.complete(flight->plan.items[item], std::nullopt);
+    }
+  }
+  in_flight_.clear();
+}
+
+void Executor::Impl::stop_all(ErrorCode code, const std::string& why) {
+  Inbox rest;
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (code == ErrorCode::kInternal) broken_ = why;
+    std::swap(rest, inbox_);
+  }
+  for (const auto& flight : in_flight_) {
+    try {
+      engine_.wait(flight->step);
+    } catch (const std::exception&) {
+      continue;  // its sequences fail below anyway
+    }
+  }
+  in_flight_.clear();
+  for (auto& request : rest.requests) admit(std::move(request));
+  std::vector<SequencePtr> live;
+  for (const auto& [id, sequence] : sequences_) live.push_back(sequence);
+  for (const SequencePtr& sequence : live) fail_sequence(sequence, code, why);
+}
+
+void Executor::Impl::update_stats(const StepInFlight& flight) {
+  ExecutorStats& stats = counters_;
+  ++stats.steps;
+  stats.timestamp_us = std::chrono::duration_cast<std::chrono::microseconds>(
+                           std::chrono::system_clock::now().time_since_epoch()).count();
+  stats.scheduled_requests = static_cast<int>(flight.plan.items.size());
+  stats.paused_requests = static_cast<int>(flight.plan.paused.size());
+  stats.context_requests = stats.context_tokens = 0;
+  for (const Scheduler::Item& item : flight.plan.items) {
+    if (item.admitted) stats.tokens_reused += item.admission.reused_tokens;
+    if (!item.is_context) continue;
+    ++stats.context_requests;
+    stats.context_tokens += item.count;
+  }
+  stats.generation_requests = stats.scheduled_requests - stats.context_requests;
+  stats.tokens_prefilled += stats.context_tokens;
+  stats.micro_batch = static_cast<int>(stats.steps % engine_.max_steps_in_flight());
+}
+
+void Executor::Impl::publish_stats() {
+  const KvCacheManager::Stats kv = kv_cache_.stats();
+  counters_.kv_blocks_max = kv.max_blocks;
+  counters_.kv_blocks_free = kv.free_blocks;
+  counters_.kv_blocks_used = kv.used_blocks;
+  counters_.kv_blocks_reused = kv.reused_blocks;
+  counters_.active_requests = static_cast<int>(sequences_.size());
+  const Scheduler::Counts counts = scheduler_.counts();
+  counters_.waiting_requests = static_cast<int>(sequences_.size()) - counts.running;
+  if (sequences_.empty())
+    counters_.scheduled_requests = counters_.context_requests = counters_.generation_requests = counters_.context_tokens = 0;
+  std::lock_guard lock(mutex_);
+  snapshot_ = counters_;
+  running_ = counts.running;
+}
+
+}  // namespace inflight

@@ -1,0 +1,128 @@
+#include "inflight_batcher/api/executor.h"
+
+#include "inflight_batcher/executor/executor_impl.h"
+#include "inflight_batcher/executor/request_checks.h"
+
+namespace inflight {
+
+namespace {
+
+int64_t steady_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNotFinished: return "";
+    case FinishReason::kEndId:
+    case FinishReason::kStopWords: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kTimedOut: return "timeout";
+    case FinishReason::kCancelled: return "cancelled";
+  }
+  return "";
+}
+
+Executor::Executor(const std::string& engine_dir, const ExecutorConfig& config)
+    : impl_(std::make_unique<Impl>(engine_dir, config)) {}
+Executor::~Executor() = default;
+RequestId Executor::submit(Request request, Callback callback) {
+  return impl_->submit(std::move(request), std::move(callback));
+}
+void Executor::cancel(RequestId id) { impl_->cancel(id); }
+ExecutorStats Executor::stats() const { return impl_->stats(); }
+const ModelInfo& Executor::model() const { return impl_->model(); }
+const ExecutorConfig& Executor::config() const { return impl_->config(); }
+
+Executor::Impl::Impl(const std::string& engine_dir, const ExecutorConfig& config)
+    : config_(config),
+      engine_(engine_dir, config),
+      kv_cache_({engine_.num_blocks(), config.kv_cache.block_size, config.kv_cache.enable_block_reuse,
+                 config.kv_cache.enable_partial_reuse}),
+      scheduler_({config.max_batch_size, config.max_num_tokens, config.enable_chunked_context, config.capacity_policy},
+                 kv_cache_) {
+  describe_model();
+  publish_stats();
+  thread_ = std::thread([this] { loop(); });
+}
+
+Executor::Impl::~Impl() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void Executor::Impl::describe_model() {
+  const Plan& plan = engine_.plan();
+  const int limit = config_.max_sequence_length.value_or(plan.max_positions);
+  check(limit >= 2 && limit <= plan.max_positions, ErrorCode::kInvalidArgument, "max_sequence_length is ", limit,
+        ", wanted 2 to the network's ", plan.max_positions, " positions");
+  model_ = {plan.family,
+            plan.vocabulary_size,
+            limit,
+            "cpu",
+            config_.tensor_parallel,
+            config_.pipeline_parallel,
+            static_cast<int64_t>(engine_.weight_bytes()),
+            engine_.kv_bytes_per_token()};
+  counters_.max_requests = config_.max_batch_size;
+  counters_.kv_tokens_per_block = config_.kv_cache.block_size;
+  counters_.memory_cpu_bytes = static_cast<int64_t>(engine_.memory_bytes());
+}
+
+RequestId Executor::Impl::submit(Request request, Callback callback) {
+  check_request(request, model_, engine_.plan());
+  std::string why;
+  const int prompt = static_cast<int>(request.input_ids.size());
+  check(scheduler_.fits(prompt, prompt + request.max_tokens, &why), ErrorCode::kInvalidArgument, why);
+
+  auto state = std::make_shared<RequestState>();
+  state->request = std::move(request);
+  state->callback = std::move(callback);
+  state->arrival_ns = steady_ns();
+  state->sequences_left = state->request.sampling.num_return_sequences;
+  if (state->request.timeout.count() > 0) state->deadline = std::chrono::steady_clock::now() + state->request.timeout;
+  flatten_words(*state);
+  {
+    std::lock_guard lock(mutex_);
+    check_queue_space();
+    state->id = next_request_++;
+    inbox_.requests.push_back(state);
+  }
+  wake_.notify_one();
+  return state->id;
+}
+
+// Requests that find a free slot do not wait, so they do not count against the queue's size.
+void Executor::Impl::check_queue_space() const {
+  check(broken_.empty(), ErrorCode::kInternal, "the executor has failed and takes no more requests: ", broken_);
+  check(!stopping_, ErrorCode::kUnavailable, "the executor is shutting down");
+  if (config_.max_queue_size <= 0) return;
+  const int waiting = snapshot_.waiting_requests + static_cast<int>(inbox_.requests.size());
+  const int free_slots = std::max(0, config_.max_batch_size - running_);
+  check(waiting < config_.max_queue_size + free_slots, ErrorCode::kUnavailable, "Maximum queue size of ",
+        config_.max_queue_size, " is reached: ", waiting, " requests wait; try again later");
+}
+
+void Executor::Impl::cancel(RequestId id) {
+  {
+    std::lock_guard lock(mutex_);
+    inbox_.cancels.push_back(id);
+  }
+  wake_.notify_one();
+}
+
+ExecutorStats Executor::Impl::stats() const {
+  std::lock_guard lock(mutex_);
+  ExecutorStats stats = snapshot_;
+  stats.waiting_requests += static_cast<int>(inbox_.requests.size());
+  stats.active_requests += static_cast<int>(inbox_.requests.size());
+  return stats;
+}
+
+}  // namespace inflight

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "inflight_batcher/api/executor.h"
+#include "inflight_batcher/engine/engine.h"
+#include "inflight_batcher/executor/response_queue.h"
+#include "inflight_batcher/executor/step_builder.h"
+#include "inflight_batcher/kv_cache/kv_cache_manager.h"
+#include "inflight_batcher/scheduler/scheduler.h"
+
+namespace inflight {
+
+/// The executor's loop: inbox -> scheduler -> engine -> results.
+///
+/// Client threads touch the inbox and the snapshot of the statistics only, under mutex_. Everything else belongs to the
+/// engine thread.
+class Executor::Impl {
+ public:
+  Impl(const std::string& engine_dir, const ExecutorConfig& config);
+  ~Impl();
+
+  RequestId submit(Request request, Callback callback);
+  void cancel(RequestId id);
+  ExecutorStats stats() const;
+  const ModelInfo& model() const { return model_; }
+  const ExecutorConfig& config() const { return config_; }
+
+ private:
+  using SequencePtr = std::shared_ptr<SequenceState>;
+  struct Inbox {
+    std::vector<std::shared_ptr<RequestState>> requests;
+    std::vector<RequestId> cancels;
+  };
+
+  void describe_model();
+  void check_queue_space() const;
+
+  // engine_loop.cpp: one turn = take what came in, keep the engine fed, handle one finished step.
+  void loop();
+  bool take_inbox();
+  void admit(std::shared_ptr<RequestState> request);
+  void add_to_scheduler(const SequencePtr& sequence);
+  void release_siblings(const SequencePtr& first);
+  void cancel_now(RequestId id);
+  void expire_deadlines();
+  void feed_engine();
+  void finish_oldest_step();
+  void fail_steps_in_flight(const std::string& why);
+  void stop_all(ErrorCode code, const std::string& why);
+
+  // sequence_results.cpp: what a step's answers mean for its sequences.
+  void handle_item(StepInFlight& flight, size_t item, size_t& sampled_row);
+  void take_logits(StepInFlight& flight);
+  void take_captures(StepInFlight& flight, size_t item);
+  void accept_token(const SequencePtr& sequence, TokenId token, float log_prob);
+  void end_sequence(const SequencePtr& sequence, FinishReason reason);
+  void fail_sequence(const SequencePtr& sequence, ErrorCode code, const std::string& why);
+  void close_sequence(const SequencePtr& sequence, Result& result);
+  Result make_result(SequenceState& sequence, FinishReason reason);
+  void emit(const SequencePtr& sequence, Result&& result);
+
+  void update_stats(const StepInFlight& flight);
+  void publish_stats();
+
+  ExecutorConfig config_;
+  Engine engine_;
+  ModelInfo model_;
+  KvCacheManager kv_cache_;
+  Scheduler scheduler_;
+  ResponseQueue responses_;
+
+  std::unordered_map<SequenceId, SequencePtr> sequences_;
+  std::unordered_map<RequestId, std::vector<SequencePtr>> requests_;
+  std::unordered_map<RequestId, std::vector<SequencePtr>> siblings_;  // wait for their first sequence's prompt
+  std::deque<std::unique_ptr<StepInFlight>> in_flight_;
+  std::vector<std::unique_ptr<StepInFlight>> spare_steps_;
+  std::vector<ResponseQueue::Delivery> outgoing_;
+  SequenceId next_sequence_ = 1;
+  int num_deadlines_ = 0;
+  ExecutorStats counters_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  Inbox inbox_;
+  RequestId next_request_ = 1;
+  ExecutorStats snapshot_;
+  int running_ = 0;  // sequences with a slot, as of the last publish_stats
+  bool stopping_ = false;
+  std::string broken_;  // why the executor takes no more requests
+  std::thread thread_;
+};
+
+}  // namespace inflight

@@ -1,0 +1,124 @@
+#include "inflight_batcher/executor/request_checks.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace inflight {
+
+namespace {
+
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+  check(condition, ErrorCode::kInvalidArgument, parts...);
+}
+
+void check_range(const char* name, double value, double low, double high) {
+  require(std::isfinite(value) && value >= low && value <= high, name, " is ", value, ", wanted ", low, " to ", high);
+}
+
+void check_token(const char* what, TokenId token, int vocabulary) {
+  require(token >= 0 && token < vocabulary, what, " ", token, " is outside the vocabulary of ", vocabulary, " tokens");
+}
+
+void check_words(const char* what, const std::vector<std::vector<TokenId>>& words, int vocabulary) {
+  for (const auto& word : words) {
+    require(!word.empty(), what, " contains an empty word");
+    for (TokenId token : word) check_token(what, token, vocabulary);
+  }
+}
+
+void check_sampling(const SamplingConfig& sampling) {
+  constexpr double kMaxPenalty = 1e6;
+  require(sampling.beam_width >= 1, "beam_width is ", sampling.beam_width, ", wanted at least 1");
+  check(sampling.beam_width == 1, ErrorCode::kUnsupported, "beam_width is ", sampling.beam_width,
+        "; this version has no beam search yet (wanted 1)");
+  check_range("num_return_sequences", sampling.num_return_sequences, 1, 1024);
+  check_range("temperature", sampling.temperature, 0.0, kMaxPenalty);
+  check_range("top_k", sampling.top_k, 0, INT32_MAX);
+  require(!std::isnan(sampling.top_p) && sampling.top_p <= 1.0f, "top_p is ", sampling.top_p, ", wanted at most 1");
+  check_range("min_p", sampling.min_p, 0.0, 1.0);
+  require(std::isfinite(sampling.repetition_penalty) && sampling.repetition_penalty > 0.0f, "repetition_penalty is ",
+          sampling.repetition_penalty, ", wanted more than 0");
+  check_range("presence_penalty", sampling.presence_penalty, -kMaxPenalty, kMaxPenalty);
+  check_range("frequency_penalty", sampling.frequency_penalty, -kMaxPenalty, kMaxPenalty);
+  check_range("no_repeat_ngram_size", sampling.no_repeat_ngram_size, 0, INT32_MAX);
+  check_range("min_tokens", sampling.min_tokens, 0, INT32_MAX);
+}
+
+void check_outputs(const Request& request, const ModelInfo& model, const Plan& plan) {
+  if (request.output.additional_outputs.empty()) return;
+  check(model.tensor_parallel == 1, ErrorCode::kUnsupported, "additional outputs need tensor_parallel 1, the engine has ",
+        model.tensor_parallel);
+  for (const std::string& name : request.output.additional_outputs) {
+    std::string known;
+    for (const PlanOutput& output : plan.outputs) known += (known.empty() ? "" : ", ") + output.name;
+    require(std::any_of(plan.outputs.begin(), plan.outputs.end(), [&](const PlanOutput& o) { return o.name == name; }),
+            "the plan marks no output '", name, "'; it has: ", known.empty() ? "none" : known);
+  }
+}
+
+}  // namespace
+
+void check_request(Request& request, const ModelInfo& model, const Plan& plan) {
+  const auto prompt = static_cast<int64_t>(request.input_ids.size());
+  require(prompt >= 1, "the prompt is empty: input_ids has 0 tokens, wanted at least 1");
+  require(prompt < model.max_sequence_length, "the prompt has ", prompt, " tokens; this model takes at most ",
+          model.max_sequence_length - 1, " (", model.max_sequence_length, " with at least one generated)");
+  require(request.max_tokens >= 1, "max_tokens is ", request.max_tokens, ", wanted at least 1");
+  request.max_tokens = static_cast<int>(std::min<int64_t>(request.max_tokens, model.max_sequence_length - prompt));
+  for (TokenId token : request.input_ids) check_token("input token", token, model.vocabulary_size);
+  if (request.end_id && *request.end_id != -1) check_token("end_id", *request.end_id, model.vocabulary_size);
+  check_words("stop_words", request.stop_words, model.vocabulary_size);
+  check_words("bad_words", request.bad_words, model.vocabulary_size);
+  require(request.embedding_bias.empty() || static_cast<int>(request.embedding_bias.size()) == model.vocabulary_size,
+          "embedding_bias has ", request.embedding_bias.size(), " entries, the vocabulary ", model.vocabulary_size);
+  require(std::none_of(request.embedding_bias.begin(), request.embedding_bias.end(), [](float x) { return std::isnan(x); }),
+          "embedding_bias contains NaN");
+  check_range("priority", request.priority, 0.0, 1.0);
+  require(request.timeout.count() >= 0, "timeout is ", request.timeout.count(), " microseconds, wanted at least 0");
+  require(request.output.prefix_tokens >= 0, "prefix_tokens is ", request.output.prefix_tokens, ", wanted at least 0");
+  check_sampling(request.sampling);
+  check_outputs(request, model, plan);
+}
+
+void flatten_words(RequestState& state) {
+  for (const auto& word : state.request.bad_words) {
+    state.bad_words.insert(state.bad_words.end(), word.begin(), word.end());
+    state.bad_word_ends.push_back(static_cast<int32_t>(state.bad_words.size()));
+  }
+  for (const auto& word : state.request.stop_words)
+    if (word.size() == 1) state.stop_token_ids.push_back(word[0]);
+}
+
+SamplingRow sampling_row(const RequestState& state, int sequence_index) {
+  const SamplingConfig& config = state.request.sampling;
+  SamplingRow row;
+  const bool filtered = config.top_k > 0 || config.top_p > 0.0f || config.min_p > 0.0f;
+  row.temperature = filtered ? config.temperature : 0.0f;
+  row.top_k = config.top_k;
+  row.top_p = config.top_p > 0.0f ? config.top_p : 1.0f;
+  row.min_p = config.min_p;
+  row.repetition_penalty = config.repetition_penalty;
+  row.presence_penalty = config.presence_penalty;
+  row.frequency_penalty = config.frequency_penalty;
+  row.no_repeat_ngram_size = config.no_repeat_ngram_size;
+  row.min_tokens = config.min_tokens;
+  row.end_id = state.request.end_id.value_or(-1);
+  row.seed = config.seed;
+  row.stream = static_cast<uint64_t>(sequence_index);
+  row.prompt_length = static_cast<int>(state.request.input_ids.size());
+  row.bias = state.request.embedding_bias;
+  row.bad_words = state.bad_words;
+  row.bad_word_ends = state.bad_word_ends;
+  row.stop_token_ids = state.stop_token_ids;
+  row.want_log_prob = state.request.output.log_probs;
+  return row;
+}
+
+bool ends_in_stop_word(const std::vector<std::vector<TokenId>>& stop_words, const std::vector<TokenId>& generated) {
+  return std::any_of(stop_words.begin(), stop_words.end(), [&](const std::vector<TokenId>& word) {
+    return word.size() <= generated.size() && std::equal(word.rbegin(), word.rend(), generated.rbegin());
+  });
+}
+
+}  // namespace inflight

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "inflight_batcher/api/executor.h"
+#include "inflight_batcher/scheduler/scheduler.h"
+
+namespace inflight {
+
+/// A request while it lives: shared by its sequences, by the steps they are in and by results on their way out.
+struct RequestState {
+  RequestId id = 0;
+  Request request;
+  Executor::Callback callback;
+  int64_t arrival_ns = 0;
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+  int sequences_left = 0;
+  bool cancelled = false;
+
+  // Word lists laid out as the sampler reads them.
+  std::vector<TokenId> bad_words;
+  std::vector<int32_t> bad_word_ends;
+  std::vector<TokenId> stop_token_ids;  // stop words of one token
+};
+
+/// One sequence of a request: what the executor knows beyond the scheduler.
+struct SequenceState {
+  SequenceId id = 0;
+  int index = 0;  // among the request's sequences
+  std::shared_ptr<RequestState> request;
+  bool finished = false;
+  bool context_done = false;        // the whole prompt has been computed once
+  std::vector<TokenId> generated;   // without an end id
+  size_t emitted = 0;               // how many of them results have carried
+  std::vector<float> log_probs;     // of generated
+  float cum_log_prob = 0.0f;
+  int context_logits_rows = 0;      // prompt rows whose logits have been returned
+  std::vector<float> context_logits;
+  std::vector<float> generation_logits;  // not yet emitted
+  std::map<std::string, std::vector<float>> additional_outputs;
+  PerfMetrics perf;
+
+  const OutputConfig& output() const { return request->request.output; }
+  int prompt_length() const { return static_cast<int>(request->request.input_ids.size()); }
+};
+
+}  // namespace inflight

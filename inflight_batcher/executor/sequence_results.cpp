@@ -1,0 +1,176 @@
+#include <algorithm>
+
+#include "inflight_batcher/executor/executor_impl.h"
+#include "inflight_batcher/executor/request_checks.h"
+
+namespace inflight {
+
+namespace {
+
+int64_t steady_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void note_admission(PerfMetrics& perf, const KvCacheManager::Admission& admission) {
+  if (perf.first_scheduled_time_ns != 0) return;  // counted once: a pause is not a second admission
+  perf.first_scheduled_time_ns = steady_ns();
+  perf.kv_alloc_new_blocks = perf.kv_alloc_total_blocks = admission.new_blocks;
+  perf.kv_reused_blocks = admission.reused_blocks;
+}
+
+void append_rows(std::vector<float>& out, const std::vector<float>& values, size_t row, size_t width) {
+  out.insert(out.end(), values.begin() + row * width, values.begin() + (row + 1) * width);
+}
+
+}  // namespace
+
+void Executor::Impl::take_logits(StepInFlight& flight) {
+  const auto width = static_cast<size_t>(model_.vocabulary_size);
+  const auto take = [&](size_t use) {
+    const StepInFlight::LogitsUse& wanted = flight.logits_uses[use];
+    SequenceState& sequence = *flight.sequences[wanted.item];
+    if (sequence.finished) return;
+    if (wanted.context) {
+      append_rows(sequence.context_logits, flight.step.logits, use, width);
+      ++sequence.context_logits_rows;
+    }
+    if (wanted.generation) append_rows(sequence.generation_logits, flight.step.logits, use, width);
+  };
+  // A sampling row is the last of its prompt, but stands in front of the prompt's other rows.
+  const size_t sampling = std::count_if(flight.step.return_logits.begin(),
+                                        flight.step.return_logits.begin() + flight.step.sampling.size(),
+                                        [](uint8_t wanted) { return wanted != 0; });
+  for (size_t use = sampling; use < flight.logits_uses.size(); ++use) take(use);
+  for (size_t use = 0; use < sampling; ++use) take(use);
+}
+
+void Executor::Impl::take_captures(StepInFlight& flight, size_t item) {
+  SequenceState& sequence = *flight.sequences[item];
+  const size_t tokens = flight.step.token_ids.size();
+  for (const auto& [name, values] : flight.step.captures) {
+    const std::string base = name.substr(0, name.rfind(".layer"));
+    const auto& wanted = sequence.output().additional_outputs;
+    if (std::find(wanted.begin(), wanted.end(), base) == wanted.end() &&
+        std::find(wanted.begin(), wanted.end(), name) == wanted.end())
+      continue;
+    const size_t width = values.size() / tokens;
+    auto& out = sequence.additional_outputs[name];
+    for (int row = flight.step.query_offsets[item]; row < flight.step.query_offsets[item + 1]; ++row)
+      append_rows(out, values, row, width);
+  }
+}
+
+void Executor::Impl::handle_item(StepInFlight& flight, size_t index, size_t& sampled_row) {
+  const Scheduler::Item& item = flight.plan.items[index];
+  const SequencePtr& sequence = flight.sequences[index];
+  std::optional<TokenId> token;
+  float log_prob = 0.0f;
+  if (item.samples) {
+    token = flight.step.tokens[sampled_row];
+    log_prob = flight.step.log_probs[sampled_row];
+    ++sampled_row;
+  }
+  if (item.admitted) note_admission(sequence->perf, item.admission);
+  if (flight.step.return_captures && !sequence->finished) take_captures(flight, index);
+  scheduler_.complete(item, token);
+  if (!token || sequence->finished) return;
+  if (!sequence->context_done) {
+    sequence->context_done = true;
+    if (sequence->index == 0) release_siblings(sequence);
+  }
+  accept_token(sequence, *token, log_prob);
+}
+
+void Executor::Impl::accept_token(const SequencePtr& sequence, TokenId token, float log_prob) {
+  const Request& request = sequence->request->request;
+  const int64_t now = steady_ns();
+  if (sequence->perf.first_token_time_ns == 0) sequence->perf.first_token_time_ns = now;
+  sequence->perf.last_token_time_ns = now;
+  ++counters_.tokens_generated;
+
+  const bool stops_allowed = static_cast<int>(sequence->generated.size()) >= request.sampling.min_tokens;
+  if (request.end_id && *request.end_id == token && stops_allowed) return end_sequence(sequence, FinishReason::kEndId);
+  sequence->generated.push_back(token);
+  if (request.output.log_probs) {
+    sequence->log_probs.push_back(log_prob);
+    sequence->cum_log_prob += log_prob;
+  }
+  const int count = static_cast<int>(sequence->generated.size());
+  if (count >= request.sampling.min_tokens && ends_in_stop_word(request.stop_words, sequence->generated))
+    return end_sequence(sequence, FinishReason::kStopWords);
+  if (count >= request.max_tokens) return end_sequence(sequence, FinishReason::kLength);
+  if (request.output.streaming) emit(sequence, make_result(*sequence, FinishReason::kNotFinished));
+}
+
+Result Executor::Impl::make_result(SequenceState& sequence, FinishReason reason) {
+  const OutputConfig& output = sequence.output();
+  Result result;
+  result.request_id = sequence.request->id;
+  result.sequence_index = sequence.index;
+  result.finish_reason = reason;
+  result.num_prompt_tokens = sequence.prompt_length();
+  result.num_generated_tokens = static_cast<int>(sequence.generated.size());
+  const auto fresh = sequence.generated.begin() + static_cast<std::ptrdiff_t>(sequence.emitted);
+  if (!output.streaming && !output.exclude_input) result.tokens = sequence.request->request.input_ids;
+  result.tokens.insert(result.tokens.end(), fresh, sequence.generated.end());
+  const auto before = std::min<std::ptrdiff_t>(output.prefix_tokens, static_cast<std::ptrdiff_t>(sequence.emitted));
+  result.prefix_tokens.assign(fresh - before, fresh);
+  if (output.log_probs)
+    result.log_probs.assign(sequence.log_probs.begin() + static_cast<std::ptrdiff_t>(sequence.emitted), sequence.log_probs.end());
+  result.cum_log_prob = sequence.cum_log_prob;
+  result.context_logits = std::exchange(sequence.context_logits, {});
+  result.generation_logits = std::exchange(sequence.generation_logits, {});
+  // An end id's logits are computed, but the id is no part of the answer.
+  result.generation_logits.resize(
+      output.generation_logits
+          ? std::min(result.generation_logits.size(),
+                     (sequence.generated.size() - sequence.emitted) * static_cast<size_t>(model_.vocabulary_size))
+          : 0);
+  if (output.perf_metrics) result.perf = sequence.perf;
+  sequence.emitted = sequence.generated.size();
+  return result;
+}
+
+void Executor::Impl::emit(const SequencePtr& sequence, Result&& result) {
+  outgoing_.push_back({sequence->request, std::move(result)});
+}
+
+void Executor::Impl::end_sequence(const SequencePtr& sequence, FinishReason reason) {
+  Result result = make_result(*sequence, reason);
+  result.additional_outputs = std::move(sequence->additional_outputs);
+  close_sequence(sequence, result);
+  emit(sequence, std::move(result));
+}
+
+void Executor::Impl::fail_sequence(const SequencePtr& sequence, ErrorCode code, const std::string& why) {
+  Result result;
+  result.request_id = sequence->request->id;
+  result.sequence_index = sequence->index;
+  result.num_prompt_tokens = sequence->prompt_length();
+  result.num_generated_tokens = static_cast<int>(sequence->generated.size());
+  result.finish_reason = code == ErrorCode::kCancelled ? FinishReason::kCancelled : FinishReason::kNotFinished;
+  result.failed = true;
+  result.error_code = code;
+  result.error = why;
+  if (code != ErrorCode::kCancelled) ++counters_.requests_failed;
+  close_sequence(sequence, result);
+  emit(sequence, std::move(result));
+}
+
+// The books of the executor and the scheduler forget the sequence; a step it is still in only drops its answer.
+void Executor::Impl::close_sequence(const SequencePtr& sequence, Result& result) {
+  RequestState& request = *sequence->request;
+  result.sequence_final = true;
+  result.request_final = --request.sequences_left == 0;
+  sequence->finished = true;
+  release_siblings(sequence);
+  sequences_.erase(sequence->id);
+  if (scheduler_.contains(sequence->id)) scheduler_.finish(sequence->id);
+  if (!result.request_final) return;
+  if (request.cancelled) ++counters_.requests_cancelled;
+  else if (!result.failed) ++counters_.requests_completed;
+  if (request.deadline != std::chrono::steady_clock::time_point::max()) --num_deadlines_;
+  requests_.erase(request.id);
+}
+
+}  // namespace inflight

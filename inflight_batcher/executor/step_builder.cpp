@@ -1,0 +1,89 @@
+#include "inflight_batcher/executor/step_builder.h"
+
+#include <algorithm>
+
+#include "inflight_batcher/executor/request_checks.h"
+
+namespace inflight {
+
+namespace {
+
+void pack_tokens(Step& step, const Scheduler::Item& item, std::span<const TokenId> tokens, int32_t sequence) {
+  for (int i = item.first; i < item.first + item.count; ++i) {
+    step.token_ids.push_back(tokens[i]);
+    step.positions.push_back(i);
+    step.token_sequences.push_back(sequence);
+  }
+  step.query_offsets.push_back(static_cast<int32_t>(step.token_ids.size()));
+  step.context_lengths.push_back(item.first + item.count);
+  step.max_query_length = std::max(step.max_query_length, item.count);
+  step.max_context_length = std::max(step.max_context_length, item.first + item.count);
+}
+
+void pack_block_tables(Step& step, const std::vector<Scheduler::Item>& items, const KvCacheManager& kv_cache) {
+  // Only the blocks that the step reads or writes: a table may already reach further.
+  for (const Scheduler::Item& item : items)
+    step.table_width = std::max(step.table_width, kv_cache.blocks_for(item.first + item.count));
+  step.block_tables.assign(items.size() * step.table_width, 0);
+  for (size_t i = 0; i < items.size(); ++i) {
+    const std::span<const int32_t> table = kv_cache.block_table(items[i].id);
+    const size_t count = std::min<size_t>(table.size(), step.table_width);
+    std::copy_n(table.begin(), count, step.block_tables.begin() + i * step.table_width);
+  }
+}
+
+int last_row(const Step& step, size_t item) { return step.query_offsets[item + 1] - 1; }
+
+void add_sampling_rows(StepInFlight& flight, const Scheduler& scheduler) {
+  Step& step = flight.step;
+  for (size_t i = 0; i < flight.plan.items.size(); ++i) {
+    const Scheduler::Item& item = flight.plan.items[i];
+    if (!item.samples) continue;
+    const SequenceState& sequence = *flight.sequences[i];
+    SamplingRow row = sampling_row(*sequence.request, sequence.index);
+    row.history = scheduler.tokens(item.id);
+    step.sampling.push_back(row);
+    step.logits_rows.push_back(last_row(step, i));
+
+    const bool context = sequence.output().context_logits && item.first + item.count == sequence.prompt_length();
+    const bool generation = sequence.output().generation_logits;
+    step.return_logits.push_back(context || generation);
+    if (context || generation) flight.logits_uses.push_back({static_cast<int>(i), context, generation});
+  }
+}
+
+// The prompt's other rows, each once: a recomputation after a pause does not return them again.
+void add_context_rows(StepInFlight& flight) {
+  Step& step = flight.step;
+  for (size_t i = 0; i < flight.plan.items.size(); ++i) {
+    const Scheduler::Item& item = flight.plan.items[i];
+    const SequenceState& sequence = *flight.sequences[i];
+    if (!sequence.output().context_logits) continue;
+    const int stop = std::min(item.first + item.count, sequence.prompt_length()) - (item.samples && !sequence.context_done);
+    for (int token = std::max(item.first, sequence.context_logits_rows); token < stop; ++token) {
+      step.logits_rows.push_back(step.query_offsets[i] + token - item.first);
+      step.return_logits.push_back(1);
+      flight.logits_uses.push_back({static_cast<int>(i), true, false});
+    }
+  }
+}
+
+}  // namespace
+
+void build_step(StepInFlight& flight, const Scheduler& scheduler, const KvCacheManager& kv_cache) {
+  Step& step = flight.step;
+  step.clear();
+  flight.logits_uses.clear();
+  step.query_offsets.push_back(0);
+  for (size_t i = 0; i < flight.plan.items.size(); ++i) {
+    const Scheduler::Item& item = flight.plan.items[i];
+    pack_tokens(step, item, scheduler.tokens(item.id), static_cast<int32_t>(i));
+    step.copies.insert(step.copies.end(), item.admission.copies.begin(), item.admission.copies.end());
+    step.return_captures |= !flight.sequences[i]->output().additional_outputs.empty();
+  }
+  pack_block_tables(step, flight.plan.items, kv_cache);
+  add_sampling_rows(flight, scheduler);
+  add_context_rows(flight);
+}
+
+}  // namespace inflight

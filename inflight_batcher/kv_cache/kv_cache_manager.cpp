@@ -1,0 +1,281 @@
+#include "inflight_batcher/kv_cache/kv_cache_manager.h"
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "inflight/error.h"
+#include "inflight_batcher/kv_cache/block_cache.h"
+
+namespace inflight {
+namespace {
+
+KvCacheManager::Config checked(const KvCacheManager::Config& config) {
+  check(config.num_blocks > 0, ErrorCode::kInvalidArgument, "KV cache: num_blocks is ", config.num_blocks,
+        ", wanted at least 1");
+  check(config.block_size > 0, ErrorCode::kInvalidArgument, "KV cache: block_size is ", config.block_size,
+        ", wanted at least 1");
+  return config;
+}
+
+}  // namespace
+
+class KvCacheManager::Impl {
+ public:
+  using Node = PrefixTree::Node;
+
+  explicit Impl(const Config& config) : config_(checked(config)), cache_(config.num_blocks, config.block_size) {}
+
+  bool add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
+                    Admission* admission) {
+    check(!sequences_.contains(id), ErrorCode::kInternal, "KV cache: sequence ", id, " exists already");
+    if (count_needed_blocks(tokens, capacity_tokens, reuse) > cache_.available()) return false;
+    Sequence& sequence = insert(id);
+    const std::span<const TokenId> reusable = reusable_part(tokens, capacity_tokens, reuse);
+    const Node last = match_blocks(reusable, [&](Node node) { share(sequence, node); });
+    const PrefixTree::Match partial = match_partial(sequence, last, reusable);
+    const int shared = sequence.published;
+    *admission = {};
+    admission->reused_blocks = shared + (partial.length > 0);
+    admission->reused_tokens = shared * config_.block_size + partial.length;
+    admission->new_blocks = blocks_for(capacity_tokens) - shared;
+    allocate_with_source(sequence, capacity_tokens, partial, admission);
+    reused_blocks_ += admission->reused_blocks;
+    return true;
+  }
+
+  bool extend(SequenceId id, int capacity_tokens) {
+    Sequence& sequence = find(id);
+    const int missing = blocks_for(capacity_tokens) - static_cast<int>(sequence.table.size());
+    if (missing > cache_.available()) return false;
+    allocate(sequence, capacity_tokens);
+    return true;
+  }
+
+  void mark_computed(SequenceId id, std::span<const TokenId> tokens) {
+    Sequence& sequence = find(id);
+    const size_t block_size = config_.block_size;
+    size_t known = sequence.published * block_size + sequence.tail.size();
+    check(tokens.size() >= known && tokens.size() <= sequence.table.size() * block_size, ErrorCode::kInternal,
+          "KV cache: sequence ", id, " computed ", tokens.size(), " tokens, wanted at least ", known, " and at most ",
+          sequence.table.size() * block_size);
+    if (!config_.enable_reuse) return;
+    while (known < tokens.size()) {
+      const size_t count = std::min(block_size - sequence.tail.size(), tokens.size() - known);
+      const auto first = tokens.begin() + known;
+      sequence.tail.insert(sequence.tail.end(), first, first + count);
+      known += count;
+      if (sequence.tail.size() == block_size) publish_tail(sequence);
+    }
+  }
+
+  void remove_sequence(SequenceId id, bool keep) {
+    Sequence& sequence = find(id);
+    if (keep && config_.enable_partial_reuse && !sequence.tail.empty()) {
+      release_behind(sequence, sequence.published + 1, keep);
+      cache_.release_partial(sequence.node, sequence.tail, sequence.table.back());
+      sequence.table.pop_back();
+    }
+    release_behind(sequence, 0, keep);
+    spare_.push_back(sequences_.extract(id));
+  }
+
+  std::span<const int32_t> block_table(SequenceId id) const { return find(id).table; }
+
+  int blocks_for(int capacity_tokens) const { return (capacity_tokens + config_.block_size - 1) / config_.block_size; }
+
+  int count_reusable_blocks(std::span<const TokenId> tokens) const {
+    int blocks = 0;
+    match_blocks(reusable_part(tokens, static_cast<int>(tokens.size()), true), [&](Node) { ++blocks; });
+    return blocks;
+  }
+
+  int count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const {
+    int needed = blocks_for(capacity_tokens);
+    match_blocks(reusable_part(tokens, capacity_tokens, reuse), [&](Node node) { needed -= cache_.is_held(node); });
+    return needed;
+  }
+
+  void clear_cache() { cache_.clear(); }
+
+  Stats stats() const {
+    Stats stats;
+    stats.max_blocks = config_.num_blocks;
+    stats.free_blocks = cache_.available();
+    stats.used_blocks = config_.num_blocks - cache_.available();
+    stats.cached_blocks = cache_.cached();
+    stats.reused_blocks = reused_blocks_;
+    stats.evicted_blocks = cache_.evicted();
+    return stats;
+  }
+
+  const Config& config() const { return config_; }
+
+  void check_invariants() const {
+    std::vector<int> holders(config_.num_blocks);
+    for (const auto& [id, sequence] : sequences_) {
+      for (const int32_t block : sequence.table) ++holders[block];
+      check_path(id, sequence);
+    }
+    cache_.check_invariants(holders);
+  }
+
+ private:
+  struct Sequence {
+    std::vector<int32_t> table;  // leading `published` blocks are in the tree, one below the other
+    int published = 0;
+    Node node = PrefixTree::kRoot;  // of the last published block
+    std::vector<TokenId> tail;      // computed tokens behind the published blocks, fewer than a block
+  };
+  using Sequences = std::unordered_map<SequenceId, Sequence>;
+
+  const Sequence& find(SequenceId id) const {
+    const auto found = sequences_.find(id);
+    check(found != sequences_.end(), ErrorCode::kInternal, "KV cache: no sequence ", id);
+    return found->second;
+  }
+
+  Sequence& find(SequenceId id) { return const_cast<Sequence&>(std::as_const(*this).find(id)); }
+
+  /// A fresh sequence in the memory of an ended one, where there is one.
+  Sequence& insert(SequenceId id) {
+    if (spare_.empty()) {
+      Sequence& sequence = sequences_[id];
+      sequence.tail.reserve(config_.block_size);
+      return sequence;
+    }
+    Sequences::node_type item = std::move(spare_.back());
+    spare_.pop_back();
+    item.key() = id;
+    item.mapped().published = 0;
+    item.mapped().node = PrefixTree::kRoot;
+    item.mapped().table.clear();
+    item.mapped().tail.clear();
+    return sequences_.insert(std::move(item)).position->second;
+  }
+
+  /// The leading tokens that may come from the cache: not the last one, whose logits are wanted.
+  std::span<const TokenId> reusable_part(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const {
+    if (!reuse || !config_.enable_reuse || tokens.empty()) return {};
+    return tokens.first(std::min(tokens.size() - 1, size_t(capacity_tokens)));
+  }
+
+  /// Visits the nodes of the whole blocks known of `tokens`, in order; returns the last one.
+  template <typename Visit>
+  Node match_blocks(std::span<const TokenId> tokens, Visit visit) const {
+    Node node = PrefixTree::kRoot;
+    for (size_t size = config_.block_size; tokens.size() >= size; tokens = tokens.subspan(size)) {
+      const Node child = cache_.tree().find(node, tokens.first(size));
+      if (child == PrefixTree::kNone) break;
+      visit(child);
+      node = child;
+    }
+    return node;
+  }
+
+  PrefixTree::Match match_partial(const Sequence& sequence, Node last, std::span<const TokenId> reusable) const {
+    const size_t shared = size_t(sequence.published) * config_.block_size;
+    if (!config_.enable_partial_reuse || shared == reusable.size()) return {};
+    const size_t rest = std::min(reusable.size() - shared, size_t(config_.block_size));
+    return cache_.tree().longest_match(last, reusable.subspan(shared, rest));
+  }
+
+  void share(Sequence& sequence, Node node) {
+    const int32_t block = cache_.block_of(node);
+    cache_.hold(block);
+    sequence.table.push_back(block);
+    sequence.node = node;
+    ++sequence.published;
+  }
+
+  void allocate(Sequence& sequence, int capacity_tokens) {
+    const size_t wanted = blocks_for(capacity_tokens);
+    while (sequence.table.size() < wanted) sequence.table.push_back(cache_.allocate());
+  }
+
+  /// Allocates while the partially matched block is held, so that it is not evicted for the very block that wants its
+  /// content; where only that would do, its content is given up.
+  void allocate_with_source(Sequence& sequence, int capacity_tokens, PrefixTree::Match partial, Admission* admission) {
+    if (partial.length == 0) return allocate(sequence, capacity_tokens);
+    const int32_t source = cache_.block_of(partial.node);
+    cache_.hold(source);
+    if (admission->new_blocks > cache_.available()) {
+      cache_.release(source, true);
+      admission->reused_tokens -= partial.length;
+      --admission->reused_blocks;
+      return allocate(sequence, capacity_tokens);
+    }
+    allocate(sequence, capacity_tokens);
+    cache_.release(source, true);
+    admission->copies.push_back({source, sequence.table[sequence.published], partial.length});
+  }
+
+  void publish_tail(Sequence& sequence) {
+    sequence.node = cache_.publish(sequence.node, sequence.tail, sequence.table[sequence.published]);
+    ++sequence.published;
+    sequence.tail.clear();
+  }
+
+  void release_behind(Sequence& sequence, size_t count, bool keep) {
+    while (sequence.table.size() > count) {
+      cache_.release(sequence.table.back(), keep);
+      sequence.table.pop_back();
+    }
+  }
+
+  void check_path(SequenceId id, const Sequence& sequence) const {
+    Node parent = PrefixTree::kRoot;
+    for (size_t i = 0; i < sequence.table.size(); ++i) {
+      const Node node = cache_.node_of(sequence.table[i]);
+      const bool in_tree = static_cast<int>(i) < sequence.published;
+      check((node != PrefixTree::kNone) == in_tree, ErrorCode::kInternal, "KV cache: block ", i, " of sequence ", id,
+            in_tree ? " is missing in the tree" : " is in the tree before it is full");
+      if (!in_tree) return;
+      check(cache_.tree().parent(node) == parent, ErrorCode::kInternal, "KV cache: block ", i, " of sequence ", id,
+            " does not follow the one before it in the tree");
+      parent = node;
+    }
+  }
+
+  Config config_;
+  BlockCache cache_;
+  Sequences sequences_;
+  std::vector<Sequences::node_type> spare_;
+  int64_t reused_blocks_ = 0;
+};
+
+KvCacheManager::KvCacheManager(const Config& config) : impl_(std::make_unique<Impl>(config)) {}
+KvCacheManager::~KvCacheManager() = default;
+
+bool KvCacheManager::add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
+                                  Admission* admission) {
+  return impl_->add_sequence(id, tokens, capacity_tokens, reuse, admission);
+}
+
+bool KvCacheManager::extend(SequenceId id, int capacity_tokens) { return impl_->extend(id, capacity_tokens); }
+
+void KvCacheManager::mark_computed(SequenceId id, std::span<const TokenId> tokens) { impl_->mark_computed(id, tokens); }
+
+void KvCacheManager::remove_sequence(SequenceId id, bool keep) { impl_->remove_sequence(id, keep); }
+
+std::span<const int32_t> KvCacheManager::block_table(SequenceId id) const { return impl_->block_table(id); }
+
+int KvCacheManager::blocks_for(int capacity_tokens) const { return impl_->blocks_for(capacity_tokens); }
+
+int KvCacheManager::count_reusable_blocks(std::span<const TokenId> tokens) const {
+  return impl_->count_reusable_blocks(tokens);
+}
+
+int KvCacheManager::count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const {
+  return impl_->count_needed_blocks(tokens, capacity_tokens, reuse);
+}
+
+void KvCacheManager::clear_cache() { impl_->clear_cache(); }
+
+KvCacheManager::Stats KvCacheManager::stats() const { return impl_->stats(); }
+
+const KvCacheManager::Config& KvCacheManager::config() const { return impl_->config(); }
+
+void KvCacheManager::check_invariants() const { impl_->check_invariants(); }
+
+}  // namespace inflight

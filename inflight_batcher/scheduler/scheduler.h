@@ -1,0 +1,119 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "inflight_batcher/api/executor_config.h"
+#include "inflight_batcher/kv_cache/kv_cache_manager.h"
+
+namespace inflight {
+
+/// Decides, step by step, which sequences advance and by how many tokens. Host data only: no device, no clock, no
+/// threads; plain data in and out, so it is tested by simulation. It drives the KvCacheManager it is given.
+///
+/// Rank: higher priority first, then order of arrival (add(), also after a pause). It is fixed for a sequence's life
+/// and decides everything: the queue is strict (nobody is admitted while one of higher rank waits, even if the latter
+/// does not fit yet: the running ones end and make room), tokens and blocks go to the highest rank first, and a
+/// sequence is only ever paused for one of higher rank. So the highest rank always advances, and nobody starves but for
+/// an endless stream of higher priority.
+///
+/// Capacity. Under guaranteed_no_evict a sequence is admitted when its blocks up to max_total_tokens fit beside those
+/// that the running ones may still ask for; blocks are allocated as they are needed. Under max_utilization it is
+/// admitted when its known tokens fit beside a small reserve for the growth of the running ones; one that cannot grow
+/// takes the blocks of the lowest-ranked below it that are not in flight, or else waits for a step to end.
+///
+/// A sequence's life: waiting -> running (has a slot and KV blocks) -> finished; under max_utilization a running one
+/// may be paused: it loses its blocks (findable in the prefix tree while they last), waits in front of the queue, and
+/// later recomputes what it had. Context chunks and generation tokens are the same: tokens known but not yet computed.
+class Scheduler {
+ public:
+  struct Config {
+    int max_batch_size = 256;   // sequences in flight = slots
+    int max_num_tokens = 2048;  // of one step
+    bool enable_chunked_context = true;
+    CapacityPolicy policy = CapacityPolicy::kGuaranteedNoEvict;
+  };
+
+  /// A new sequence. `max_total_tokens` = prompt + most new tokens; the caller has checked it against the limits and
+  /// that the KV pool as a whole can hold it (see fits()).
+  struct NewSequence {
+    SequenceId id = 0;
+    std::vector<TokenId> prompt;
+    int max_total_tokens = 0;  // a sequence with so many is planned no further: it waits for finish()
+    float priority = 0.5f;
+    bool reuse_prefix = true;
+  };
+
+  /// One sequence's part of a step: tokens [first, first + count) of it are computed.
+  struct Item {
+    SequenceId id = 0;
+    int slot = 0;  // row of per-sequence state, stable while the sequence runs
+    int first = 0;
+    int count = 0;
+    bool samples = false;                 // the step computes its last known token: a new one comes out
+    bool admitted = false;                // first step since it waited (new or paused before)
+    bool is_context = false;              // computes prompt tokens, or recomputes after a pause
+    KvCacheManager::Admission admission;  // when admitted
+  };
+
+  struct Step {
+    std::vector<Item> items;         // may be empty: nothing to do, or all is in flight
+    std::vector<SequenceId> paused;  // lost their slot and blocks in this call
+    int num_tokens = 0;
+  };
+
+  struct Counts {
+    int waiting = 0;
+    int running = 0;
+  };
+
+  Scheduler(const Config& config, KvCacheManager& kv_cache);
+  ~Scheduler();
+
+  /// Queues a sequence: higher priority first, then order of arrival. Throws Error: kInvalidArgument (an empty prompt,
+  /// max_total_tokens not above it, a priority that is no number, or what fits() says), kAlreadyExists (the id lives,
+  /// or was finished in flight and its complete() has not come yet).
+  void add(NewSequence sequence);
+
+  /// Whether a sequence of so many tokens could ever run alone: its blocks and, without chunking, its prompt (under
+  /// max_utilization also its longest recomputation) fit the budgets. When not, *why names both numbers. The last token
+  /// is never computed, so it counts for neither.
+  bool fits(int prompt_tokens, int max_total_tokens, std::string* why) const;
+
+  /// Plans the next step and marks its sequences as in flight: they are left alone until complete() (so that several
+  /// steps can be under way at once, one per pipeline stage). Generation goes first, then contexts in queue order under
+  /// the token budget. A step that is not empty always makes progress; an empty one with nothing in flight means that
+  /// nothing waits.
+  /// The contexts under way and the queue are served as one, by rank; a step that pauses admits nobody.
+  Step plan();
+
+  /// The same into a step whose memory is used again.
+  void plan_into(Step& step);
+
+  /// Reports a step's end: the item's sequence has been computed up to the item's last token; `sampled` is the new
+  /// token when the item sampled. The caller finishes sequences itself (finish()). Steps complete in the order of
+  /// plan().
+  void complete(const Item& item, std::optional<TokenId> sampled);
+
+  /// Ends a sequence, waiting or running; frees slot and blocks. If it is in flight, what it computes is discarded:
+  /// its slot and blocks are held until complete() is called for the item, but it is no longer contained or counted.
+  void finish(SequenceId id);
+
+  /// All tokens of a live sequence: prompt and generated.
+  std::span<const TokenId> tokens(SequenceId id) const;
+  bool contains(SequenceId id) const;
+  Counts counts() const;
+
+  /// As KvCacheManager::check_invariants, for the scheduler's own books.
+  void check_invariants() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace inflight

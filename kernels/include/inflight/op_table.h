@@ -1,0 +1,32 @@
+#pragma once
+
+#include <span>
+
+#include "inflight/ops/activation.h"
+#include "inflight/ops/attention.h"
+#include "inflight/ops/embedding.h"
+#include "inflight/ops/linear.h"
+#include "inflight/ops/norm.h"
+#include "inflight/ops/sampling.h"
+
+namespace inflight {
+
+/// The instruction set of one device: what each operation of a plan runs. A null entry is an operation the device lacks;
+/// the engine refuses a plan that needs it when it loads.
+struct OpTable {
+  const char* device = "";
+  void (*embedding)(const EmbeddingArgs&, DeviceContext&) = nullptr;
+  void (*gather_rows)(const GatherRowsArgs&, DeviceContext&) = nullptr;
+  void (*linear)(const LinearArgs&, DeviceContext&) = nullptr;
+  void (*rms_norm)(const RmsNormArgs&, DeviceContext&) = nullptr;
+  void (*layer_norm)(const LayerNormArgs&, DeviceContext&) = nullptr;
+  void (*activation)(const ActivationArgs&, DeviceContext&) = nullptr;
+  void (*gated_activation)(const GatedActivationArgs&, DeviceContext&) = nullptr;
+  void (*add)(const AddArgs&, DeviceContext&) = nullptr;
+  void (*rope_kv_write)(const RopeKvWriteArgs&, const BatchView&, DeviceContext&) = nullptr;
+  void (*attention)(const AttentionArgs&, const BatchView&, DeviceContext&) = nullptr;
+  void (*copy_kv_blocks)(std::span<const KvCacheView> layers, std::span<const KvBlockCopy>, DeviceContext&) = nullptr;
+  void (*sample)(const SampleArgs&, DeviceContext&) = nullptr;
+};
+
+}  // namespace inflight

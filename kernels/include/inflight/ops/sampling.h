@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "inflight/device.h"
+#include "inflight/tensor.h"
+
+namespace inflight {
+
+/// One row of logits to turn into one token. All spans are borrowed for the call.
+/// Order: bias, penalties, bans (bad words, repeated n-grams, too-early ends), temperature, top-k, top-p, min-p, draw.
+struct SamplingRow {
+  float temperature = 1.0f;          // 0 means greedy
+  int top_k = 0;                     // 0 = whole vocabulary
+  float top_p = 1.0f;                // nucleus (Holtzman et al. 2019): smallest set whose probability reaches top_p
+  float min_p = 0.0f;                // drops tokens less likely than min_p · the likeliest (Nguyen et al. 2024)
+  float repetition_penalty = 1.0f;   // logit > 0: divided, else multiplied, for every token seen (Keskar et al. 2019)
+  float presence_penalty = 0.0f;     // subtracted once for every token generated so far
+  float frequency_penalty = 0.0f;    // subtracted per occurrence among the generated tokens
+  int no_repeat_ngram_size = 0;      // 0 = off; else no n-gram of history occurs twice
+  int min_tokens = 0;                // end_id and one-token stop words are banned until so many tokens are generated
+  int end_id = -1;                   // -1 = never stop
+  uint64_t seed = 0;
+  uint64_t stream = 0;               // which of several returned sequences: a different random stream of the same seed
+  std::span<const int32_t> history;  // prompt and generated tokens
+  int prompt_length = 0;             // how many of history are prompt
+  std::span<const float> bias;       // added to the logits, [V] or empty
+  std::span<const int32_t> bad_words;          // token ids of all words end to end
+  std::span<const int32_t> bad_word_ends;      // cumulative end of each word in bad_words
+  std::span<const int32_t> stop_token_ids;     // one-token stop words, for min_tokens
+  bool want_log_prob = false;
+};
+
+/// tokens[i] from logits[i] under rows[i]. The draw uses a counter-based generator keyed by (seed, stream, number of
+/// tokens generated), so that a request's tokens do not depend on the rest of the batch. Greedy ties go to the lowest id.
+/// log_probs[i] = log softmax of the logits as the model gave them (before bias, penalties and temperature) at the token.
+struct SampleArgs {
+  TensorView logits;                  // [L, V] float32, overwritten
+  std::span<const SamplingRow> rows;  // L
+  std::span<int32_t> tokens;          // L out
+  std::span<float> log_probs;         // L out (rows that did not ask get 0)
+};
+
+}  // namespace inflight

@@ -1,0 +1,92 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "inflight_batcher/scheduler/scheduler.h"
+
+namespace inflight {
+
+/// The workload's shape; everything else is drawn from the same generator.
+struct Setup {
+  KvCacheManager::Config kv;
+  Scheduler::Config scheduler;
+  int vocabulary = 0;     // small: chance prefixes meet
+  int max_in_flight = 1;  // steps under way
+  int sequences = 0;
+  double cancel_probability = 0;
+};
+
+struct Workload {
+  Setup setup;
+  std::vector<Scheduler::NewSequence> arrivals;
+  std::vector<int> lengths;  // tokens at which each one ends, <= max_total_tokens
+};
+
+/// Draws pools, budgets and sequences so that prefixes meet often and blocks are scarce.
+class WorkloadGenerator {
+ public:
+  WorkloadGenerator(uint64_t seed, CapacityPolicy policy) : random_(seed) { workload_.setup.scheduler.policy = policy; }
+
+  Workload make() {
+    draw_setup();
+    const Setup& setup = workload_.setup;
+    std::vector<std::vector<TokenId>> documents(between(1, 3));
+    for (auto& document : documents) document = draw_tokens(40);
+    for (int i = 0; i < setup.sequences; ++i) draw_sequence(i, documents);
+    return workload_;
+  }
+
+ private:
+  int between(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
+  bool chance(double probability) { return std::bernoulli_distribution(probability)(random_); }
+
+  void draw_setup() {
+    Setup& setup = workload_.setup;
+    setup.kv.block_size = 1 << between(0, 3);
+    setup.kv.num_blocks = between(2, 1 + 96 / setup.kv.block_size);
+    setup.kv.enable_reuse = chance(0.8);
+    setup.kv.enable_partial_reuse = chance(0.8);
+    setup.scheduler.max_batch_size = between(1, 8);
+    setup.scheduler.max_num_tokens = chance(0.5) ? between(1, 12) : between(8, 64);
+    setup.scheduler.enable_chunked_context = chance(0.6);
+    setup.vocabulary = between(2, 30);
+    setup.max_in_flight = between(1, 3);
+    setup.sequences = between(1, 20);
+    setup.cancel_probability = chance(0.5) ? 0.0 : 0.02;
+  }
+
+  std::vector<TokenId> draw_tokens(int count) {
+    std::vector<TokenId> tokens(count);
+    for (TokenId& token : tokens) token = between(0, workload_.setup.vocabulary - 1);
+    return tokens;
+  }
+
+  /// A leading part of a document, often all of it, and a tail of its own; short enough to fit alone.
+  void draw_sequence(int id, const std::vector<std::vector<TokenId>>& documents) {
+    const Setup& setup = workload_.setup;
+    int limit = setup.kv.num_blocks * setup.kv.block_size + 1;
+    if (!setup.scheduler.enable_chunked_context) limit = std::min(limit, setup.scheduler.max_num_tokens + 1);
+    const int total = between(2, std::max(2, chance(0.2) ? limit : std::min(limit, 40)));
+    const int prompt = between(1, total - 1);
+    Scheduler::NewSequence sequence;
+    sequence.prompt = documents[between(0, static_cast<int>(documents.size()) - 1)];
+    sequence.prompt.resize(std::min(prompt, chance(0.5) ? 40 : between(0, 40)));
+    const std::vector<TokenId> own = draw_tokens(prompt - static_cast<int>(sequence.prompt.size()));
+    sequence.prompt.insert(sequence.prompt.end(), own.begin(), own.end());
+    sequence.id = 100 + id;
+    sequence.max_total_tokens = total;
+    sequence.priority = chance(0.7) ? 0.5f : 0.25f * static_cast<float>(between(0, 4));
+    sequence.reuse_prefix = chance(0.9);
+    workload_.lengths.push_back(between(prompt + 1, total));
+    workload_.arrivals.push_back(std::move(sequence));
+  }
+
+  std::mt19937_64 random_;
+  Workload workload_;
+};
+
+}  // namespace inflight

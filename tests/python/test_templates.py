@@ -1,0 +1,167 @@
+"""The templates hold every tensor and parameter of the contract, and load when only the needed variables are filled."""
+
+import re
+
+import pytest
+from google.protobuf import text_format
+from inflight.serve import bls_tensors
+from inflight.serve.locate import find_templates
+from inflight.serve.repository import fill_repository
+from inflight.serve.template import fill, unparsable_variables
+from template_contract import (
+    ENGINE_INPUTS,
+    ENGINE_OUTPUTS,
+    ENSEMBLE_INPUTS,
+    ENSEMBLE_OUTPUTS,
+    PARAMETERS,
+    PYTHON_TENSORS,
+)
+from tritonclient.grpc import model_config_pb2
+
+MODELS = ("ensemble", "preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
+FILLED = {"triton_max_batch_size": "8", "decoupled_mode": "True"}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return {model: (find_templates() / model / "config.pbtxt").read_text() for model in MODELS}
+
+
+@pytest.fixture(scope="module")
+def configs(texts):
+    """Parsed, with nothing filled in but what has no default."""
+    return {
+        model: text_format.Parse(
+            fill(text, {k: v for k, v in FILLED.items() if k in text}), model_config_pb2.ModelConfig()
+        )
+        for model, text in texts.items()
+    }
+
+
+def rows(tensors, flags=False):
+    """name -> "TYPE [dims]", with flags O(ptional), R(eshape to scalar), G (ragged)."""
+    described = {}
+    for it in tensors:
+        text = f"{model_config_pb2.DataType.Name(it.data_type)[5:]} {list(it.dims)}"
+        marks = ""
+        if flags:
+            marks = "O" * it.optional + "R" * it.HasField("reshape") + "G" * it.allow_ragged_batch
+        described[it.name] = f"{text} {marks}".strip()
+    return described
+
+
+def contract(table):
+    """Lines "name TYPE [dims] flags" to the same mapping."""
+    pairs = (line.split(None, 1) for line in table.strip().splitlines())
+    return {name: re.sub(r"\s+", " ", rest).replace(",", ", ") for name, rest in pairs}
+
+
+def test_engine_inputs(configs):
+    assert rows(configs["tensorrt_llm"].input, flags=True) == contract(ENGINE_INPUTS)
+
+
+def test_engine_outputs(configs):
+    assert rows(configs["tensorrt_llm"].output) == contract(ENGINE_OUTPUTS)
+
+
+@pytest.mark.parametrize("model", PYTHON_TENSORS)
+def test_python_model_tensors(configs, model):
+    inputs, outputs = PYTHON_TENSORS[model]
+    assert rows(configs[model].input, flags=True) == contract(inputs)
+    assert rows(configs[model].output) == contract(outputs)
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_text_model_tensors(configs, model):
+    inputs = rows(configs[model].input, flags=True)
+    assert inputs.items() >= contract(ENSEMBLE_INPUTS).items()
+    more = {
+        "image_input",
+        "image_bytes_input",
+        "image_url_input",
+        "video_bytes_input",
+        "num_draft_tokens",
+        "use_draft_logits",
+    }
+    assert set(inputs) - set(contract(ENSEMBLE_INPUTS)) == (more if model == "tensorrt_llm_bls" else set())
+    assert rows(configs[model].output) == contract(ENSEMBLE_OUTPUTS)
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_parameters(configs, model):
+    found = {key: value.string_value for key, value in configs[model].parameters.items()}
+    expected = {}
+    for word in PARAMETERS[model].split():
+        key, equals, variable = word.partition("=")
+        expected[key] = variable if equals and variable == "no" else f"${{{variable or key}}}"
+    assert found == expected
+
+
+def test_each_parameter_is_declared_once(texts):
+    for model, text in texts.items():
+        keys = re.findall(r'parameters: \{ key: "(\w+)"', text)
+        assert len(keys) == len(set(keys)), model
+
+
+def test_batching(configs):
+    for model in MODELS:
+        assert configs[model].max_batch_size == 8
+    for model in ("preprocessing", "tensorrt_llm"):
+        batching = configs[model].dynamic_batching
+        assert list(batching.preferred_batch_size) == [8]
+        assert (batching.max_queue_delay_microseconds, batching.default_queue_policy.max_queue_size) == (0, 0)
+    assert configs["postprocessing"].HasField("dynamic_batching")
+    for model in ("tensorrt_llm", "tensorrt_llm_bls"):
+        assert configs[model].model_transaction_policy.decoupled
+    for model in set(MODELS) - {"ensemble"}:
+        group = configs[model].instance_group[0]
+        assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_CPU)
+
+
+def wiring(configs, step):
+    (found,) = (it for it in configs["ensemble"].ensemble_scheduling.step if it.model_name == step)
+    return dict(found.input_map), dict(found.output_map)
+
+
+def test_ensemble_wires_existing_tensors(configs):
+    known = set(rows(configs["ensemble"].input))
+    for step in configs["ensemble"].ensemble_scheduling.step:
+        model = configs[step.model_name]
+        assert set(step.input_map) <= set(rows(model.input)), step.model_name
+        assert set(step.output_map) <= set(rows(model.output)), step.model_name
+        assert set(step.input_map.values()) <= known, step.model_name
+        known |= set(step.output_map.values())
+    assert set(rows(configs["ensemble"].output)) <= known
+
+
+def test_every_ensemble_input_goes_somewhere(configs):
+    used = {name for step in configs["ensemble"].ensemble_scheduling.step for name in step.input_map.values()}
+    assert set(rows(configs["ensemble"].input)) <= used
+
+
+def test_script_wires_as_the_ensemble_does(configs):
+    inverse = lambda mapping: {value: key for key, value in mapping.items()}  # noqa: E731
+    preprocessing_inputs, preprocessing_outputs = wiring(configs, "preprocessing")
+    engine_inputs, engine_outputs = wiring(configs, "tensorrt_llm")
+    postprocessing_inputs, _ = wiring(configs, "postprocessing")
+    assert inverse(preprocessing_inputs) == bls_tensors.PREPROCESSING_INPUTS
+    hidden = inverse(engine_inputs)
+    assert {out: hidden[name] for out, name in preprocessing_outputs.items()} == bls_tensors.PREPROCESSING_OUTPUTS
+    direct = {name: tensor for name, tensor in hidden.items() if name not in preprocessing_outputs.values()}
+    assert direct == bls_tensors.ENGINE_INPUTS
+    chunk = inverse(postprocessing_inputs)
+    assert {o: chunk[name] for o, name in engine_outputs.items() if name in chunk} == bls_tensors.CHUNK_OUTPUTS
+    assert {o for o, name in engine_outputs.items() if name not in chunk} == set(bls_tensors.ENGINE_OUTPUTS)
+
+
+def test_filled_repository_parses(tmp_path):
+    folder = fill_repository(tmp_path / "models", tmp_path / "engine", tmp_path / "tokenizer", max_num_tokens=64)
+    for model in MODELS:
+        text = (folder / model / "config.pbtxt").read_text()
+        assert not unparsable_variables(text)
+        text_format.Parse(text, model_config_pb2.ModelConfig())
+        assert (folder / model / "1").is_dir()
+    engine = (folder / "tensorrt_llm/config.pbtxt").read_text()
+    assert f'key: "gpt_model_path" value: {{ string_value: "{tmp_path}/engine" }}' in engine
+    assert 'key: "max_num_tokens" value: { string_value: "64" }' in engine
+    assert 'backend: "inflight"' in engine

@@ -1,0 +1,1 @@
+"""The subcommands of `inflight`; cli.py lists them."""

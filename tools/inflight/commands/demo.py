@@ -1,0 +1,70 @@
+"""inflight demo: a completion streamed through a real server, with what the client measured."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import InflightError
+from ..serve import launch
+from ..serve.client import Stream, StreamTimes
+from ..serve.locate import PACKAGE
+from ..serve.server import Ports, TritonServer
+
+DEMO_MODEL = PACKAGE.parent.parent / "tests/demo_model/python-7m"
+PROMPT = "def read_lines(path):\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, help="engine or checkpoint folder (default: the demo model)")
+    parser.add_argument("--prompt", default=PROMPT, help="default: %(default)r")
+    parser.add_argument("--max-tokens", type=int, default=96, help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, help="with --top-p or --top-k; default: greedy")
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    launch.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    model = args.model or DEMO_MODEL
+    if not model.is_dir():
+        raise InflightError(f"no model at {model}: name an engine or checkpoint folder with --model")
+    with launch.running_server(args, model, Ports.free(), "127.0.0.1", console) as server:
+        console.print(f"[green]ready[/] {model.name} on a tritonserver at {server.grpc_url}, gRPC streaming\n")
+        times = show_stream(args, server, console)
+    if times.arrivals:
+        console.print(measurements(times))
+    return 0
+
+
+def show_stream(args: argparse.Namespace, server: TritonServer, console: Console) -> StreamTimes:
+    """Prints the completion as it arrives."""
+    for _ in Stream(server.grpc_url, args.prompt, max_tokens=1):  # wakes up the tokenizer and the detokenizer
+        pass
+    console.print(args.prompt, style="bold", end="", markup=False, soft_wrap=True)
+    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    answer = Stream(server.grpc_url, args.prompt, args.max_tokens, **sampling)
+    for text in answer:
+        console.print(text, style="cyan", end="", markup=False, soft_wrap=True)
+        console.file.flush()
+    console.print("\n")
+    return answer.times
+
+
+def measurements(times: StreamTimes) -> Table:
+    table = Table(title="measured at the client, after a request to warm up", title_justify="left", show_header=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    rows = {
+        "tokens": f"{len(times.arrivals)}",
+        "time to first token": f"{times.first_token_s * 1e3:.1f} ms",
+        "between tokens, median": f"{times.gap_s(0.5) * 1e3:.2f} ms",
+        "between tokens, 99 %": f"{times.gap_s(0.99) * 1e3:.2f} ms",
+        "whole answer": f"{times.total_s * 1e3:.0f} ms",
+        "tokens/s": f"{times.tokens_per_s:.1f}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,70 @@
+"""inflight serve MODEL: a Triton server of one engine, in the foreground."""
+
+import argparse
+import signal
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from ..serve import launch
+from ..serve.locate import ServerError
+from ..serve.server import Ports, TritonServer
+
+USAGE = """\
+[bold]curl -s {url}/v2/models/ensemble/generate -d '{{"text_input": "def add(a, b):", "max_tokens": 32}}'[/]
+[bold]curl -sN {url}/v2/models/ensemble/generate_stream -d \
+'{{"text_input": "def add(a, b):", "max_tokens": 32, "stream": true}}'[/]"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    ports = Ports()
+    parser.add_argument("model", type=Path, help="engine folder or Hugging Face checkpoint folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; all: 0.0.0.0)")
+    for kind in ("http", "grpc", "metrics"):
+        parser.add_argument(f"--{kind}-port", type=int, default=getattr(ports, kind), help="default: %(default)s")
+    launch.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    console = Console(highlight=False, soft_wrap=True)
+    ports = Ports(args.http_port, args.grpc_port, args.metrics_port)
+    stopping = StopSignals()
+    try:
+        with launch.running_server(args, args.model, ports, args.host, console) as server:
+            show(server, args.model, console)
+            wait(server, stopping)
+    except KeyboardInterrupt:  # raised by StopSignals while the server starts
+        return 130
+    return 0
+
+
+class StopSignals:
+    """SIGINT and SIGTERM end the wait; a first one during start-up interrupts it."""
+
+    def __init__(self) -> None:
+        self.waiting = False
+        self.received = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = True
+        if not self.waiting:
+            raise KeyboardInterrupt
+
+
+def show(server: TritonServer, model: Path, console: Console) -> None:
+    console.print(f"Serving {model} (process {server.pid}); Ctrl-C stops it.", markup=False)
+    console.print(f"HTTP {server.http_url}   gRPC {server.grpc_url}   metrics {server.metrics_url}", markup=False)
+    console.print(f"log {server.log}", markup=False)
+    console.print(USAGE.format(url=server.http_url))
+
+
+def wait(server: TritonServer, stopping: StopSignals) -> None:
+    """Until a signal comes. Raises ServerError when the server dies."""
+    stopping.waiting = True
+    while not stopping.received:
+        if server.exit_code is not None:
+            raise ServerError(f"the server ended with code {server.exit_code}\n{server.log_tail()}")
+        time.sleep(0.2)

@@ -1,0 +1,254 @@
+"""The engine executor from Python: requests in, tokens out, many in flight.
+
+    with Executor("engines/python-7m") as executor:
+        handle = executor.submit(Request(input_ids=[5, 17, 3], max_tokens=64, streaming=True))
+        for result in handle:                    # or: async for result in handle
+            print(result.tokens)
+
+The work is done by the C++ executor (inflight_batcher/api); no Python runs between two tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _executor, plan
+from .errors import InflightError
+
+_POLL_SECONDS = 0.25  # how long a wait keeps an interrupt (Ctrl-C) from being seen
+
+CAPACITY_POLICIES = {
+    "guaranteed_no_evict": _executor.CapacityPolicy.GUARANTEED_NO_EVICT,
+    "max_utilization": _executor.CapacityPolicy.MAX_UTILIZATION,
+}
+
+
+class ExecutorError(InflightError):
+    """The executor refused or failed a request; `code` is one of the names in ERROR_CODES."""
+
+    def __init__(self, code: str, text: str):
+        super().__init__(text)
+        self.code = code
+
+
+# In the order of the C++ enumeration inflight::ErrorCode.
+ERROR_CODES = ("internal", "not_found", "invalid_argument", "unavailable", "unsupported", "already_exists", "cancelled")
+
+
+@dataclasses.dataclass
+class Request:
+    """One prompt to continue. The fields are those of inflight_batcher/api/request.h, flat; None = not given."""
+
+    input_ids: list[int]
+    max_tokens: int = 16
+    streaming: bool = False
+    exclude_input: bool = True
+    end_id: int | None = None
+    num_return_sequences: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    min_p: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    min_tokens: int = 1
+    stop_words: list[list[int]] = dataclasses.field(default_factory=list)
+    bad_words: list[list[int]] = dataclasses.field(default_factory=list)
+    embedding_bias: list[float] = dataclasses.field(default_factory=list)
+    log_probs: bool = False
+    context_logits: bool = False
+    generation_logits: bool = False
+    perf_metrics: bool = False
+    additional_outputs: list[str] = dataclasses.field(default_factory=list)
+    prefix_tokens: int = 0
+    beam_width: int = 1
+    priority: float = 0.5
+    timeout_seconds: float = 0.0
+
+
+_SAMPLING_FIELDS = (
+    "beam_width num_return_sequences temperature top_k top_p min_p seed repetition_penalty presence_penalty "
+    "frequency_penalty no_repeat_ngram_size min_tokens"
+).split()
+_OUTPUT_FIELDS = (
+    "streaming exclude_input log_probs context_logits generation_logits perf_metrics additional_outputs prefix_tokens"
+).split()
+_REQUEST_FIELDS = "input_ids max_tokens end_id stop_words bad_words embedding_bias priority".split()
+
+
+def _native_request(request: Request) -> _executor.Request:
+    native = _executor.Request()
+    for target, names in ((native.sampling, _SAMPLING_FIELDS), (native.output, _OUTPUT_FIELDS), (native, _REQUEST_FIELDS)):
+        for name in names:
+            try:
+                setattr(target, name, getattr(request, name))
+            except TypeError:
+                value = getattr(request, name)
+                raise ExecutorError("invalid_argument", f"{name} is {value!r}, which is not of the wanted type") from None
+    native.timeout = datetime.timedelta(seconds=request.timeout_seconds)
+    return native
+
+
+@dataclasses.dataclass
+class Result:
+    """A piece of the answer to one sequence: with streaming the new tokens of a step, else all of them.
+
+    Logits are float32 arrays: context_logits [prompt, vocabulary], generation_logits [tokens, vocabulary];
+    additional_outputs (final result): marked output -> [computed tokens, width].
+    """
+
+    sequence_index: int
+    final: bool
+    finish_reason: str
+    tokens: list[int]
+    prefix_tokens: list[int]
+    log_probs: list[float]
+    cum_log_prob: float
+    num_generated_tokens: int
+    context_logits: np.ndarray
+    generation_logits: np.ndarray
+    additional_outputs: dict[str, np.ndarray]
+    perf: _executor.PerfMetrics
+
+
+class Handle:
+    """A submitted request: iterate (or asynchronously iterate) over its results, or cancel it.
+
+    Iterating raises ExecutorError when a sequence fails, with code "cancelled" after cancel().
+    """
+
+    def __init__(self, executor: Executor, request: Request):
+        self._executor = executor
+        self._request = request
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._arrived: asyncio.Event | None = None
+        try:
+            self._loop = asyncio.get_running_loop()
+            self._arrived = asyncio.Event()
+        except RuntimeError:
+            pass  # no event loop here: the handle is iterated synchronously
+        notify = self._notify if self._loop else None
+        self.id, self._queue = _call(executor._native.submit, _native_request(request), notify)
+
+    def _notify(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    def _convert(self, native: _executor.Result) -> Result:
+        if native.failed:
+            raise ExecutorError(ERROR_CODES[native.error_code], native.error)
+        vocabulary = self._executor.model.vocabulary_size
+        rows = native.num_prompt_tokens + max(native.num_generated_tokens - 1, 0)
+        return Result(
+            sequence_index=native.sequence_index,
+            final=native.sequence_final,
+            finish_reason=native.finish_reason,
+            tokens=native.tokens,
+            prefix_tokens=native.prefix_tokens,
+            log_probs=native.log_probs,
+            cum_log_prob=native.cum_log_prob,
+            num_generated_tokens=native.num_generated_tokens,
+            context_logits=native.context_logits(vocabulary),
+            generation_logits=native.generation_logits(vocabulary),
+            additional_outputs={name: native.additional_output(name, rows) for name in native.additional_output_names},
+            perf=native.perf,
+        )
+
+    def __iter__(self) -> Iterator[Result]:
+        while True:
+            native = self._queue.get(_POLL_SECONDS)
+            if native is None:
+                continue
+            yield self._convert(native)
+            if native.request_final:
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        if self._arrived is None:
+            raise ExecutorError("invalid_argument", "the request was submitted outside an event loop: iterate without async")
+        while True:
+            native = self._queue.get_nowait()
+            if native is None:
+                await self._arrived.wait()
+                self._arrived.clear()
+                continue
+            yield self._convert(native)
+            if native.request_final:
+                return
+
+    def tokens(self) -> list[int]:
+        """Waits for the end and returns all tokens of the only sequence."""
+        return [token for result in self for token in result.tokens]
+
+    def cancel(self) -> None:
+        self._executor._native.cancel(self.id)
+
+
+class Executor:
+    """A plan bound to this machine's devices, with the batch manager on top.
+
+    `engine` is a folder with plan.json or a plain Hugging Face checkpoint. Keyword arguments are the fields of
+    ExecutorConfig (inflight_batcher/api/executor_config.h); those of its KvCacheConfig carry the prefix `kv_cache_`;
+    capacity_policy is "guaranteed_no_evict" or "max_utilization".
+    """
+
+    def __init__(self, engine: str | Path, **config: Any):
+        self._native = _call(_executor.Executor, str(plan.ensure(engine)), _native_config(config))
+        self.model: _executor.ModelInfo = self._native.model
+
+    def submit(self, request: Request) -> Handle:
+        """Queues a request. Raises ExecutorError (invalid_argument, unavailable, unsupported)."""
+        return Handle(self, request)
+
+    def generate(self, request: Request) -> list[int]:
+        """Submits and waits: the tokens of a request with one sequence."""
+        return self.submit(request).tokens()
+
+    def stats(self) -> dict[str, int]:
+        """A snapshot of the counters in inflight_batcher/api/executor.h (ExecutorStats)."""
+        return self._native.stats()
+
+    def close(self) -> None:
+        """Cancels what is in flight and gives the memory back."""
+        self._native.close()
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _native_config(fields: dict[str, Any]) -> _executor.ExecutorConfig:
+    native = _executor.ExecutorConfig()
+    for name, value in fields.items():
+        target, field = (native.kv_cache, name.removeprefix("kv_cache_")) if name.startswith("kv_cache_") else (native, name)
+        if not hasattr(target, field):
+            raise ExecutorError("invalid_argument", f"unknown executor setting {name!r}")
+        if name == "capacity_policy":
+            if value not in CAPACITY_POLICIES:
+                raise ExecutorError("invalid_argument", f"capacity_policy is {value!r}, wanted one of {list(CAPACITY_POLICIES)}")
+            value = CAPACITY_POLICIES[value]
+        try:
+            setattr(target, field, value)
+        except TypeError:
+            raise ExecutorError("invalid_argument", f"{name} is {value!r}, which is not of the wanted type") from None
+    return native
+
+
+def _call(function: Any, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except _executor.ExecutorError as error:
+        code, text = error.args
+        raise ExecutorError(ERROR_CODES[code], text) from None

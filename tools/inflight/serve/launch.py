@@ -1,0 +1,60 @@
+"""What `inflight serve` and `inflight demo` share: arguments, plan, repository, progress."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from inflight import plan
+from inflight.serve.repository import fill_repository
+from inflight.serve.server import Ports, TritonServer
+from inflight.tokenizer import tokenizer_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tritonserver", type=Path, help="server binary (default: the one of nvidia-pytriton)")
+    parser.add_argument("--backend-library", type=Path, help="libtriton_inflight.so (default: the installed one)")
+    parser.add_argument("--log-file", type=Path, help="the server's log (default: a temporary file)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a template variable of the model repository, such as max_batch_size=64 or tensor_parallel_size=2",
+    )
+
+
+@contextmanager
+def running_server(
+    args: argparse.Namespace, model: Path, ports: Ports, host: str, console: Console
+) -> Iterator[TritonServer]:
+    """A ready server of `model` (engine folder or checkpoint), stopped at the end. Raises InflightError."""
+    with tempfile.TemporaryDirectory(prefix="inflight-serve-") as folder:
+        with console.status("Writing the plan ..."):
+            engine_dir = plan.ensure(model)
+        variables = dict(_name_and_value(text) for text in args.set)
+        repository = fill_repository(Path(folder) / "models", engine_dir, tokenizer_folder(engine_dir), **variables)
+        server = TritonServer(
+            repository, args.tritonserver, args.backend_library, host=host, ports=ports, log=args.log_file
+        )
+        try:
+            with console.status("Starting the server ...") as status:
+                server.on_wait = lambda seconds: status.update(f"Starting the server ... {seconds:.0f} s")
+                server.start()
+                server.wait_until_ready()
+            yield server
+        finally:
+            with console.status("Stopping the server ..."):
+                server.stop()
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SystemExit(f"--set {text}: wanted NAME=VALUE")
+    return name, value
