@@ -1,5 +1,6 @@
 #include "backend/model.h"
 #include "backend/model_instance.h"
+#include "backend/request_releaser.h"
 #include "backend/triton.h"
 
 #define INFLIGHT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -35,7 +36,14 @@ ModelInstance* state_of(TRITONBACKEND_ModelInstance* instance) {
 }  // namespace
 
 INFLIGHT_EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* /*backend*/) {
-  return guarded(check_api_version);
+  return guarded([] {
+    check_api_version();
+    RequestReleaser::start();
+  });
+}
+
+INFLIGHT_EXPORT TRITONSERVER_Error* TRITONBACKEND_Finalize(TRITONBACKEND_Backend* /*backend*/) {
+  return guarded(RequestReleaser::stop);
 }
 
 /// The engine chooses its devices itself: one instance unless the configuration says otherwise.

@@ -4,6 +4,7 @@
 
 #include "backend/model.h"
 #include "backend/model_instance.h"
+#include "backend/request_releaser.h"
 
 namespace inflight::backend {
 
@@ -142,10 +143,10 @@ void LiveRequest::finish(TRITONBACKEND_Response* response, TRITONSERVER_Error* e
   } else {
     log_if_error(TRITONBACKEND_ResponseFactorySendFlags(factory_, kResponseFinal));
   }
-  log_if_error(TRITONBACKEND_ResponseFactoryDelete(std::exchange(factory_, nullptr)));
-  log_if_error(TRITONBACKEND_RequestRelease(std::exchange(request_, nullptr), kReleaseAll));
   instance_.model().live_requests().remove(*this);
   instance_.on_finished();
+  // Last: until it is released, the request keeps the model and the instance alive.
+  RequestReleaser::get().release(std::exchange(request_, nullptr), std::exchange(factory_, nullptr));
 }
 
 }  // namespace inflight::backend

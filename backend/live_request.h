@@ -17,7 +17,7 @@ namespace inflight::backend {
 class ModelInstance;
 
 /// A request of the server from Execute to its final response: owns the request object and its response factory, sends
-/// the responses with exactly one final flag, reports the statistics, and releases both.
+/// the responses with exactly one final flag, reports the statistics, and gives both back.
 ///
 /// Thread-safe: results come from the executor's response thread, cancellation from the monitor, failures of submission
 /// from Execute.

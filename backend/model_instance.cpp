@@ -1,6 +1,7 @@
 #include "backend/model_instance.h"
 
 #include "backend/live_request.h"
+#include "backend/request_releaser.h"
 #include "backend/triton.h"
 
 namespace inflight::backend {
@@ -34,7 +35,7 @@ void ModelInstance::start(TRITONBACKEND_Request* request) {
   } catch (...) {
     // Without a response factory there is no way to answer.
     log_if_error(current_error());
-    log_if_error(TRITONBACKEND_RequestRelease(request, kReleaseAll));
+    RequestReleaser::get().release(request, nullptr);
     return;
   }
   {

@@ -62,20 +62,31 @@ INFLIGHT_INLINE void score_tile(const Row* rows, const C* keys, int64_t d, int64
     for (int k = 0; k < K; ++k) rows[x].scores[column + k] = sum_lanes(sums[k][x]);
 }
 
+// The processor's own prefetching stops at the end of a run: the next run's vectors are asked for one run ahead.
+template <typename C>
+INFLIGHT_INLINE void prefetch(const C* vectors, int64_t elements) {
+  for (int64_t byte = 0; byte < elements * static_cast<int64_t>(sizeof(C)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(vectors) + byte);
+}
+
 template <int X, typename C>
-void score_rows(const Row* rows, const C* keys, int64_t d, int64_t column, int64_t count) {
+void score_rows(const Row* rows, const C* keys, const C* next, int64_t d, int64_t column, int64_t count) {
   int64_t k = 0;
-  for (; k + kKeyTile <= count; k += kKeyTile) score_tile<kKeyTile, X>(rows, keys + k * d, d, column + k);
+  for (; k + kKeyTile <= count; k += kKeyTile) {
+    if (next) prefetch(next + k * d, kKeyTile * d);
+    score_tile<kKeyTile, X>(rows, keys + k * d, d, column + k);
+  }
   for (; k < count; ++k) score_tile<1, X>(rows, keys + k * d, d, column + k);
 }
 
 // Keys that a row does not see are scored too where they share a tile; softmax() and add_values() never read those.
 template <typename C>
-void score_run(const std::vector<Row>& rows, const C* keys, int64_t d, int64_t column, int64_t count) {
+void score_run(const std::vector<Row>& rows, const C* keys, const C* next, int64_t d, int64_t column, int64_t count) {
   size_t r = 0;
-  for (; r + kQueryTile <= rows.size(); r += kQueryTile) score_rows<kQueryTile>(&rows[r], keys, d, column, count);
-  if (rows.size() - r == 2) score_rows<2>(&rows[r], keys, d, column, count);
-  if (rows.size() - r == 1) score_rows<1>(&rows[r], keys, d, column, count);
+  for (; r + kQueryTile <= rows.size(); r += kQueryTile)
+    score_rows<kQueryTile>(&rows[r], keys, r == 0 ? next : nullptr, d, column, count);
+  if (rows.size() - r == 2) score_rows<2>(&rows[r], keys, r == 0 ? next : nullptr, d, column, count);
+  if (rows.size() - r == 1) score_rows<1>(&rows[r], keys, r == 0 ? next : nullptr, d, column, count);
 }
 
 INFLIGHT_INLINE Vec tanh(Vec x) { return 1.0f - 2.0f / (exp(x + x) + 1.0f); }
@@ -115,13 +126,14 @@ void softmax(const AttentionArgs& args, Row& row, int64_t first_key) {
 
 // out += weight · value over `count` keys, U vectors of the head at a time.
 template <int U, typename C, typename Count>
-INFLIGHT_INLINE void add_values_slice(float* out, const float* weights, const C* values, int64_t d, int64_t count,
-                                      Count width) {
+INFLIGHT_INLINE void add_values_slice(float* out, const float* weights, const C* values, const C* next, int64_t d,
+                                      int64_t count, Count width) {
   Vec sums[U];
 #pragma GCC unroll 8
   for (int u = 0; u < U; ++u) sums[u] = load_n(out + u * kLanes, width);
   for (int64_t k = 0; k < count; ++k) {
     const Vec weight = broadcast(weights[k]);
+    if (next) prefetch(next + k * d, U * kLanes);
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) sums[u] = multiply_add(weight, load_n(values + k * d + u * kLanes, width), sums[u]);
   }
@@ -130,23 +142,25 @@ INFLIGHT_INLINE void add_values_slice(float* out, const float* weights, const C*
 }
 
 template <typename C>
-void add_values(float* out, const float* weights, const C* values, int64_t d, int64_t count) {
+void add_values(float* out, const float* weights, const C* values, const C* next, int64_t d, int64_t count) {
   constexpr int kWide = 8;
   constexpr std::integral_constant<int, kLanes> kFull;
   int64_t i = 0;
   for (; i + kWide * kLanes <= d; i += kWide * kLanes)
-    add_values_slice<kWide>(out + i, weights, values + i, d, count, kFull);
-  for (; i + kLanes <= d; i += kLanes) add_values_slice<1>(out + i, weights, values + i, d, count, kFull);
-  if (i < d) add_values_slice<1>(out + i, weights, values + i, d, count, d - i);
+    add_values_slice<kWide>(out + i, weights, values + i, next ? next + i : nullptr, d, count, kFull);
+  for (; i + kLanes <= d; i += kLanes)
+    add_values_slice<1>(out + i, weights, values + i, next ? next + i : nullptr, d, count, kFull);
+  if (i < d) add_values_slice<1>(out + i, weights, values + i, next ? next + i : nullptr, d, count, d - i);
 }
 
-// Calls body(vectors, position, count) for each run of [begin, end) that is contiguous in the cache.
+// Calls body(vectors, next, position, count) for each run of [begin, end) that is contiguous in the cache; `next` is
+// the following run or null.
 template <typename C, typename Body>
 void for_each_run(const PagedHead<C>& head, int64_t begin, int64_t end, const Body& body) {
   const int64_t size = head.cache.block_size();
   for (int64_t at = begin; at < end;) {
     const int64_t count = std::min(end, (at / size + 1) * size) - at;
-    body(head.at(at), at, count);
+    body(head.at(at), at + count < end ? head.at(at + count) : nullptr, at, count);
     at += count;
   }
 }
@@ -185,19 +199,20 @@ void attend(const Call& call, const Tile& tile, int64_t kv_head, Workspace& work
   for (size_t r = 0; r < work.rows.size(); ++r) work.rows[r].scores = work.scores.data() + r * stride;
 
   const PagedHead<const C> keys{cache, cache.keys.as<const C>(), table, table_size, kv_head};
-  for_each_run(keys, begin, end, [&](const C* run, int64_t position, int64_t count) {
-    score_run(work.rows, run, call.d, position - begin, count);
+  for_each_run(keys, begin, end, [&](const C* run, const C* next, int64_t position, int64_t count) {
+    score_run(work.rows, run, next, call.d, position - begin, count);
   });
   for (Row& row : work.rows) {
     softmax(call.args, row, begin);
     std::fill(row.out, row.out + call.d, 0.0f);
   }
   const PagedHead<const C> values{cache, cache.values.as<const C>(), table, table_size, kv_head};
-  for_each_run(values, begin, end, [&](const C* run, int64_t position, int64_t count) {
+  for_each_run(values, begin, end, [&](const C* run, const C* next, int64_t position, int64_t count) {
     for (const Row& row : work.rows) {
       const int64_t from = std::max(position, row.begin), to = std::min(position + count, row.end);
       if (from >= to) continue;
-      add_values(row.out, row.scores + (from - begin), run + (from - position) * call.d, call.d, to - from);
+      add_values(row.out, row.scores + (from - begin), run + (from - position) * call.d, next, call.d, to - from);
+      next = nullptr;
     }
   });
   for (const Row& row : work.rows)

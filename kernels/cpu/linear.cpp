@@ -72,13 +72,15 @@ void block(const Problem<W, B>& p, int64_t m_begin, int64_t m_end, int64_t n_beg
 
 constexpr int64_t kWeightBlockBytes = 128 << 10;  // a block of weight rows stays in L2 while all rows of x pass by
 constexpr int64_t kWeightBlockStep = 8;
-constexpr int64_t kXBlockRows = 96;  // a multiple of the row tile
+constexpr int64_t kXBlockBytes = 512 << 10;  // and so does a block of x while the weight passes by
+constexpr int64_t kXBlockRows = 96;
 
 template <typename W, typename B>
 void run(const Problem<W, B>& p, DeviceContext& context) {
   const int64_t fitting = kWeightBlockBytes / std::max<int64_t>(1, p.k * static_cast<int64_t>(sizeof(W)));
   const int64_t n_step = std::clamp(fitting / kWeightBlockStep * kWeightBlockStep, kWeightBlockStep, int64_t{64});
-  const int64_t m_step = std::min(p.m, kXBlockRows);
+  const int64_t m_fitting = kXBlockBytes / std::max<int64_t>(1, p.k * static_cast<int64_t>(sizeof(float)));
+  const int64_t m_step = std::min(p.m, std::clamp<int64_t>(m_fitting / kRowTile, 4, kXBlockRows / kRowTile) * kRowTile);
   const int64_t n_blocks = (p.n + n_step - 1) / n_step;
   const int64_t m_blocks = (p.m + m_step - 1) / m_step;
   parallel_items(context, n_blocks * m_blocks, n_step * m_step * p.k / kLanes, [&](int64_t begin, int64_t end) {

@@ -13,7 +13,8 @@ namespace inflight::cpu {
 /// scratch between rows.
 class TokenFilter {
  public:
-  /// One token of `logits` ([V], no NaN) for a uniform number in [0, 1). The row's temperature is > 0.
+  /// One token of `logits` ([V], no NaN) for a uniform number in [0, 1). The row's temperature is > 0. Tokens of +inf
+  /// share all the probability; where every logit is -inf, all tokens are alike.
   int32_t draw(const SamplingRow& row, std::span<const float> logits, double uniform);
 
  private:

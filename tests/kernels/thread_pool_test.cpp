@@ -74,6 +74,19 @@ TEST(ThreadPool, ExceptionsReachTheCallerAndThePoolLivesOn) {
   }
 }
 
+// A thread that has failed sees its own mark, so none can fail twice.
+TEST(ThreadPool, AfterAFailureTheRestIsLeftOut) {
+  cpu::CpuContext pool(3);
+  std::atomic<int> calls = 0;
+  EXPECT_THROW(pool.parallel_for(12, 1,
+                                 [&](int64_t, int64_t) {
+                                   ++calls;
+                                   throw std::out_of_range("bad");
+                                 }),
+               std::out_of_range);
+  EXPECT_LE(calls, 3);
+}
+
 TEST(ThreadPool, NestedJobsRunOnTheSpot) {
   cpu::CpuContext pool(3);
   std::atomic<int64_t> sum = 0;

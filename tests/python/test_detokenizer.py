@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from inflight.detokenizer import PREFIX_TOKENS, TextStream, chunk_text
 from inflight.tokenizer import Tokenizer
 from tokenizer_samples import TEXTS, metaspace_folder, sentencepiece_folder

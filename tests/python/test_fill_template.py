@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from inflight.serve.template import DEFAULTS, fill, parse_substitutions, split, unparsable_variables
 
 SCRIPT = Path(__file__).parents[2] / "tools/fill_template.py"

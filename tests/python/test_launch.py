@@ -1,11 +1,15 @@
 """Finding a server, its backend folder, the ranks of a repository, and the launch script's command line."""
 
+import dataclasses
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
 from inflight.serve import locate
 from inflight.serve.backends import assemble, environment
 from inflight.serve.locate import Installation, ServerError, find_backend_library, find_installation, find_libpython
@@ -184,6 +188,39 @@ def test_script_refuses_what_is_missing(tmp_path, launch):
 
 def test_script_refuses_a_bad_world_size(launch):
     assert "--world_size is 0, wanted at least 1" in launch("--world_size", 0).stderr
+
+
+def test_taken_port_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = dataclasses.replace(Ports.free(), grpc=taken.getsockname()[1])
+        with (
+            pytest.raises(ServerError, match=rf"port {ports.grpc} \(grpc\) is taken"),
+            TritonServer(tmp_path, ports=ports),
+        ):
+            pass
+
+
+def test_server_ends_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "models").mkdir()
+    code = (
+        "import os, sys; from pathlib import Path; from inflight.serve.server import TritonServer\n"
+        f"folder = Path({str(tmp_path)!r}); (folder / 'libtriton_inflight.so').touch()\n"
+        "server = TritonServer(folder / 'models', library=folder / 'libtriton_inflight.so', cache=folder / 'cache')\n"
+        "server.__enter__(); print(server.pid, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+    deadline = time.monotonic() + 20
+    while (state := process_state(pid)) not in (None, "Z") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert state in (None, "Z")
+
+
+def process_state(pid):
+    """The letter of /proc, None when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return None
 
 
 def test_server_that_dies_shows_its_log(tmp_path):

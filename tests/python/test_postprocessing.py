@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
 from inflight.tokenizer import Tokenizer
 from tokenizer_samples import TEXTS
 from triton_models import DEMO_MODEL, int32, python_models

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
+
 from inflight.serve.request_tensors import embedding_bias, padded, word_lists
 from inflight.tokenizer import Tokenizer
 from triton_models import DEMO_MODEL, int32, python_models, strings
-from tritonclient.utils import InferenceServerException
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import re
 
 import pytest
 from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 from inflight.serve import bls_tensors
 from inflight.serve.locate import find_templates
 from inflight.serve.repository import fill_repository
@@ -16,7 +18,6 @@ from template_contract import (
     PARAMETERS,
     PYTHON_TENSORS,
 )
-from tritonclient.grpc import model_config_pb2
 
 MODELS = ("ensemble", "preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
 FILLED = {"triton_max_batch_size": "8", "decoupled_mode": "True"}
@@ -110,12 +111,19 @@ def test_batching(configs):
         batching = configs[model].dynamic_batching
         assert list(batching.preferred_batch_size) == [8]
         assert (batching.max_queue_delay_microseconds, batching.default_queue_policy.max_queue_size) == (0, 0)
-    assert configs["postprocessing"].HasField("dynamic_batching")
+    assert not configs["postprocessing"].HasField("dynamic_batching")  # keeps cancelled requests for ever
     for model in ("tensorrt_llm", "tensorrt_llm_bls"):
         assert configs[model].model_transaction_policy.decoupled
     for model in set(MODELS) - {"ensemble"}:
         group = configs[model].instance_group[0]
         assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_CPU)
+
+
+def test_one_postprocessing_instance_whatever_is_asked_for(texts):
+    """Several would let the chunks of a stream overtake each other."""
+    text = fill(texts["postprocessing"], {"triton_max_batch_size": "8", "postprocessing_instance_count": "4"})
+    (group,) = text_format.Parse(text, model_config_pb2.ModelConfig()).instance_group
+    assert group.count == 1
 
 
 def wiring(configs, step):

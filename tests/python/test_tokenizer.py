@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
+
 from inflight.errors import CheckpointError
 from inflight.tokenizer import Tokenizer, tokenizer_folder, vocabulary_size
 from tokenizer_samples import TEXTS, sentencepiece_folder
-from transformers import AutoTokenizer
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo_model/python-7m"
 

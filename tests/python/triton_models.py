@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as grpc
+
 from inflight.serve.repository import fill_repository
 from inflight.serve.server import TritonServer
 
@@ -21,9 +22,9 @@ def python_models(folder, *models, tokenizer_dir=DEMO_MODEL, **variables):
             shutil.rmtree(model)
     no_engine = folder / "libtriton_inflight.so"  # linked into the backend folder, but no model loads it
     no_engine.touch()
-    with TritonServer(repository, library=no_engine, cache=folder / "backends", log=folder / "server.log") as server:
-        with grpc.InferenceServerClient(server.grpc_url) as client:
-            yield lambda model, **arrays: infer(client, model, arrays)
+    server = TritonServer(repository, library=no_engine, cache=folder / "backends", log=folder / "server.log")
+    with server, grpc.InferenceServerClient(server.grpc_url) as client:
+        yield lambda model, **arrays: infer(client, model, arrays)
 
 
 def infer(client, model, arrays):

@@ -191,7 +191,7 @@ class Handle:
         return [token for result in self for token in result.tokens]
 
     def cancel(self) -> None:
-        self._executor._native.cancel(self.id)
+        _call(self._executor._native.cancel, self.id)
 
 
 class Executor:
@@ -216,7 +216,7 @@ class Executor:
 
     def stats(self) -> dict[str, int]:
         """A snapshot of the counters in inflight_batcher/api/executor.h (ExecutorStats)."""
-        return self._native.stats()
+        return _call(self._native.stats)
 
     def close(self) -> None:
         """Cancels what is in flight and gives the memory back."""

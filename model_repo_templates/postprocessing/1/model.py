@@ -8,6 +8,7 @@ import sys
 
 try:
     import numpy as np
+
     from inflight.detokenizer import chunk_text
     from inflight.errors import InflightError
     from inflight.serve.model_support import flag_parameter, required_parameter

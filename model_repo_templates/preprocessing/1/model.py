@@ -5,6 +5,7 @@ import sys
 
 try:
     import numpy as np
+
     from inflight.errors import InflightError
     from inflight.serve.model_support import RequestError, flag_parameter, required_parameter, text_parameter, texts
     from inflight.serve.request_tensors import embedding_bias, padded, word_lists

@@ -7,6 +7,7 @@ import uuid
 
 try:
     import numpy as np
+
     from inflight.serve.bls_tensors import (
         CHUNK_OUTPUTS,
         ENGINE_INPUTS,
@@ -97,14 +98,13 @@ class TritonPythonModel:
         request = pb_utils.InferenceRequest(
             model_name=self.engine, inputs=tensors(inputs), requested_output_names=outputs, request_id=request_id
         )
-        stopped = False
         for response in request.exec(decoupled=True) if self.decoupled else [request.exec()]:
             arrays = arrays_of(response)
-            if "output_ids" in arrays and not stopped:
+            if "output_ids" in arrays:
                 yield arrays
-            if not stopped and is_cancelled():
-                stopped = True
-                self.stop(request_id)
+            if self.decoupled and is_cancelled():
+                self.stop(request_id)  # its last response need not be awaited
+                raise RequestError("CANCELLED", "the request was cancelled")
 
     def stop(self, request_id):
         inputs = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from inflight.serve.backends import assemble, environment
 from inflight.serve.locate import Installation, ServerError, find_backend_library, find_installation
 
 LOG_TAIL_LINES = 30
+PR_SET_PDEATHSIG = 1
 # Logged as errors on every machine without a GPU.
 HARMLESS = ("CudaDriverHelper has not been initialized", "unable to create stream for ensemble")
 _ERROR = re.compile(r"E\d{4} |error:|.*\bSignal \(\d+\)|terminate called")
@@ -39,6 +41,14 @@ class Ports:
         finally:
             for it in sockets:
                 it.close()
+
+    def require_free(self, host: str) -> None:
+        """Raises ServerError for a port that another process listens on: it would answer in the server's place."""
+        for kind in ("http", "grpc", "metrics"):
+            port = getattr(self, kind)
+            with socket.socket() as probe:
+                if probe.connect_ex((host, port)) == 0:
+                    raise ServerError(f"port {port} ({kind}) is taken: name another one or stop who listens there")
 
 
 @dataclass
@@ -97,6 +107,7 @@ class TritonServer:
 
     def start(self) -> None:
         """Starts the process without waiting for it."""
+        self.ports.require_free(self._reachable_host)
         installation = find_installation(self.binary)
         folder = assemble(installation, find_backend_library(self.library), self.cache)
         if self.log is None:
@@ -112,6 +123,7 @@ class TritonServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C is for us, who stop the server in order
+                preexec_fn=_end_with_parent,
             )
 
     def wait_until_ready(self) -> None:
@@ -156,6 +168,11 @@ class TritonServer:
         text = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in text if _ERROR.match(line) and not any(it in line for it in HARMLESS)]
         return "\n".join([*(errors or text)[-lines:], f"(whole log: {self.log})"])
+
+
+def _end_with_parent() -> None:
+    """Runs in the new process: should this one be killed, the server gets SIGTERM."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def server_command(
