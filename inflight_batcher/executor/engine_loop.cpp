@@ -96,21 +96,25 @@ void Executor::Impl::expire_deadlines() {
   for (const SequencePtr& sequence : late) end_sequence(sequence, FinishReason::kTimedOut);
 }
 
+std::unique_ptr<StepInFlight> Executor::Impl::take_spare_step() {
+  if (spare_steps_.empty()) return std::make_unique<StepInFlight>();
+  std::unique_ptr<StepInFlight> flight = std::move(spare_steps_.back());
+  spare_steps_.pop_back();
+  return flight;
+}
+
 void Executor::Impl::feed_engine() {
   while (static_cast<int>(in_flight_.size()) < engine_.max_steps_in_flight()) {
-    Scheduler::Step plan = scheduler_.plan();
-    counters_.preemptions += static_cast<int64_t>(plan.paused.size());
-    if (plan.items.empty()) {
-      check(!in_flight_.empty() || scheduler_.counts().waiting + scheduler_.counts().running == 0, ErrorCode::kInternal,
-            "the scheduler plans nothing although ", scheduler_.counts().waiting, " sequences wait");
+    std::unique_ptr<StepInFlight> flight = take_spare_step();
+    scheduler_.plan_into(flight->plan);
+    counters_.preemptions += static_cast<int64_t>(flight->plan.paused.size());
+    if (flight->plan.items.empty()) {
+      const auto [waiting, running] = scheduler_.counts();
+      check(!in_flight_.empty() || waiting + running == 0, ErrorCode::kInternal,
+            "the scheduler plans nothing although ", waiting, " sequences wait and ", running, " run");
+      spare_steps_.push_back(std::move(flight));
       return;
     }
-    auto flight = std::make_unique<StepInFlight>();
-    if (!spare_steps_.empty()) {
-      flight = std::move(spare_steps_.back());
-      spare_steps_.pop_back();
-    }
-    flight->plan = std::move(plan);
     flight->sequences.clear();
     for (const Scheduler::Item& item : flight->plan.items) flight->sequences.push_back(sequences_.at(item.id));
     build_step(*flight, scheduler_, kv_cache_);

@@ -41,7 +41,8 @@ Executor::Impl::Impl(const std::string& engine_dir, const ExecutorConfig& config
       engine_(engine_dir, config),
       kv_cache_({engine_.num_blocks(), config.kv_cache.block_size, config.kv_cache.enable_block_reuse,
                  config.kv_cache.enable_partial_reuse}),
-      scheduler_({config.max_batch_size, config.max_num_tokens, config.enable_chunked_context, config.capacity_policy},
+      scheduler_({config.max_batch_size, config.max_num_tokens, config.enable_chunked_context, config.capacity_policy,
+                  engine_.max_steps_in_flight()},
                  kv_cache_) {
   describe_model();
   publish_stats();

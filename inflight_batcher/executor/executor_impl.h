@@ -51,6 +51,7 @@ class Executor::Impl {
   void release_siblings(const SequencePtr& first);
   void cancel_now(RequestId id);
   void expire_deadlines();
+  std::unique_ptr<StepInFlight> take_spare_step();
   void feed_engine();
   void finish_oldest_step();
   void fail_steps_in_flight(const std::string& why);

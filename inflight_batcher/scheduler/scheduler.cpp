@@ -20,6 +20,8 @@ Scheduler::Config checked(const Scheduler::Config& config) {
         ", wanted at least 1");
   check(config.max_num_tokens > 0, ErrorCode::kInvalidArgument, "scheduler: max_num_tokens is ", config.max_num_tokens,
         ", wanted at least 1");
+  check(config.steps_in_flight > 0, ErrorCode::kInvalidArgument, "scheduler: steps_in_flight is ",
+        config.steps_in_flight, ", wanted at least 1");
   return config;
 }
 
@@ -79,6 +81,7 @@ class Scheduler::Impl {
     step.items.clear();
     step.paused.clear();
     step.num_tokens = 0;
+    max_items_ = share_of_one_step();
     plan_generation(step);
     plan_contexts(step);
   }
@@ -146,6 +149,16 @@ class Scheduler::Impl {
     return std::lower_bound(running_.begin(), running_.end(), &sequence, HigherRank());
   }
 
+  /// Sequences of one step when all that could run are dealt out among the steps in flight.
+  size_t share_of_one_step() const {
+    const size_t active = std::min<size_t>(running_.size() + waiting_.size(), config_.max_batch_size);
+    return (active + config_.steps_in_flight - 1) / config_.steps_in_flight;
+  }
+
+  bool has_room(const Step& step) const {
+    return step.num_tokens < config_.max_num_tokens && step.items.size() < max_items_;
+  }
+
   bool is_guaranteed() const { return config_.policy == CapacityPolicy::kGuaranteedNoEvict; }
 
   /// One token for each running sequence that is past its context; gathers those that are not into contexts_.
@@ -157,7 +170,7 @@ class Scheduler::Impl {
       if (!sequence.is_idle()) continue;
       if (sequence.in_context()) {
         contexts_.push_back(&sequence);
-      } else if (step.num_tokens < config_.max_num_tokens && grow(sequence, step)) {
+      } else if (has_room(step) && grow(sequence, step)) {
         push_item(sequence, 1, step);
       }
     }
@@ -166,7 +179,7 @@ class Scheduler::Impl {
   /// The rest of the budget, by rank, for the contexts under way and the queue.
   void plan_contexts(Step& step) {
     bool admitting = step.paused.empty();
-    for (size_t next = 0; step.num_tokens < config_.max_num_tokens;) {
+    for (size_t next = 0; has_room(step);) {
       Sequence* under_way = next < contexts_.size() ? contexts_[next] : nullptr;
       Sequence* head = admitting && !waiting_.empty() ? *waiting_.begin() : nullptr;
       if (head && (!under_way || HigherRank()(head, under_way))) {
@@ -304,6 +317,7 @@ class Scheduler::Impl {
   Running running_;   // sorted by rank; not the finished ones still in flight
   Running contexts_;  // scratch of plan_into()
   std::vector<int> free_slots_;
+  size_t max_items_ = 0;  // of the step being planned
   int reserved_ = 0;  // sum over the running ones
   uint64_t next_arrival_ = 1;
   uint64_t refused_arrival_ = 0;

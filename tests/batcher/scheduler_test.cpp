@@ -104,6 +104,17 @@ TEST_F(SchedulerTest, BatchSizeLimitsTheSlots) {
   EXPECT_EQ(next.items[1].slot, step.items[0].slot);
 }
 
+TEST_F(SchedulerTest, SequencesAreDealtOutAmongTheStepsInFlight) {
+  make({.max_batch_size = 8, .max_num_tokens = 64, .steps_in_flight = 2});
+  for (SequenceId id = 1; id <= 5; ++id) add(id, 4, 10);
+  const Scheduler::Step first = plan();
+  const Scheduler::Step second = plan();
+  EXPECT_EQ(describe(first), "1:0+4* 2:0+4* 3:0+4*");
+  EXPECT_EQ(describe(second), "4:0+4* 5:0+4*");
+  complete(first);
+  EXPECT_EQ(describe(plan()), "1:4+1* 2:4+1* 3:4+1*");
+}
+
 TEST_F(SchedulerTest, SequencesInFlightAreLeftAlone) {
   make({});
   add(1, 3, 8);

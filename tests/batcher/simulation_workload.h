@@ -55,6 +55,7 @@ class WorkloadGenerator {
     setup.scheduler.enable_chunked_context = chance(0.6);
     setup.vocabulary = between(2, 30);
     setup.max_in_flight = between(1, 3);
+    setup.scheduler.steps_in_flight = chance(0.5) ? setup.max_in_flight : 1;
     setup.sequences = between(1, 20);
     setup.cancel_probability = chance(0.5) ? 0.0 : 0.02;
   }

@@ -15,6 +15,9 @@ from .errors import InflightError
 COMMANDS: dict[str, str] = {
     "build": "write the engine folder (plan.json) of a Hugging Face checkpoint",
     "inspect": "print the network of an engine folder or a checkpoint",
+    "generate": "continue a prompt in the terminal, without a server",
+    "demo": "stream a completion of the demo model through a real tritonserver",
+    "serve": "leave a tritonserver with a model up until Ctrl-C",
 }
 
 

@@ -98,13 +98,16 @@ class TritonPythonModel:
         request = pb_utils.InferenceRequest(
             model_name=self.engine, inputs=tensors(inputs), requested_output_names=outputs, request_id=request_id
         )
+        stopped = False
         for response in request.exec(decoupled=True) if self.decoupled else [request.exec()]:
             arrays = arrays_of(response)
-            if "output_ids" in arrays:
+            if "output_ids" in arrays and not stopped:
                 yield arrays
-            if self.decoupled and is_cancelled():
-                self.stop(request_id)  # its last response need not be awaited
-                raise RequestError("CANCELLED", "the request was cancelled")
+            if self.decoupled and not stopped and is_cancelled():
+                stopped = True
+                self.stop(request_id)  # the engine then sends its last response
+        if stopped:
+            raise RequestError("CANCELLED", "the request was cancelled")
 
     def stop(self, request_id):
         inputs = {

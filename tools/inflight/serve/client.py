@@ -43,9 +43,8 @@ class StreamTimes:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of the tokens after the first one, which waits for the prompt."""
-        span = self.arrivals[-1] - self.arrivals[0]
-        return (len(self.arrivals) - 1) / span if span > 0 else 0.0
+        """Over the whole answer, the wait for the first token included."""
+        return len(self.arrivals) / self.total_s
 
 
 class Stream:

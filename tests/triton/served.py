@@ -1,0 +1,209 @@
+"""A running server as the tests see it: requests as keyword arguments, answers as plain values."""
+
+from __future__ import annotations
+
+import json
+import queue
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from inflight.serve.server import TritonServer
+
+TEXT_MODELS = ("ensemble", "tensorrt_llm_bls")
+PROMPT = "def read_file(path):\n    "
+PATIENCE_S = 30.0
+
+# Types that a plain Python number or list stands for, by tensor name; all others are INT32.
+_TYPES = {
+    **dict.fromkeys(("random_seed", "seed", "lora_task_id", "prompt_table_extra_ids"), np.uint64),
+    **dict.fromkeys(("embedding_bias", "embedding_bias_weights", "draft_acceptance_threshold"), np.float32),
+}
+
+
+@dataclass(frozen=True)
+class HttpAnswer:
+    status: int
+    body: bytes
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        return self.json["error"]
+
+
+@dataclass
+class Response:
+    """One response of a stream. `error`: the gRPC status and the text; then nothing follows."""
+
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    final: bool = False
+    request_id: str = ""
+    error: tuple[str | None, str] | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of the one row of output_ids, cut to its length."""
+        if "output_ids" not in self.outputs:
+            return []
+        return self.outputs["output_ids"].reshape(-1)[: int(self.outputs["sequence_length"].flat[0])].tolist()
+
+    @property
+    def text(self) -> str:
+        return b"".join(self.outputs["text_output"].reshape(-1)).decode() if "text_output" in self.outputs else ""
+
+
+class Stream:
+    """One gRPC stream with one request on it. Iterating gives the responses up to the final one or the error."""
+
+    def __init__(self, url: str, model: str, inputs: dict, outputs: Iterable[str] | None = None, **options: object):
+        self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
+        self._client = grpc.InferenceServerClient(url)
+        # With this header an error comes as a gRPC status; else the stream would carry its text alone.
+        self._client.start_stream(self._receive, headers={"triton_grpc_error": "true"})
+        self._client.async_stream_infer(
+            model,
+            [tensor(name, value) for name, value in inputs.items()],
+            outputs=None if outputs is None else [grpc.InferRequestedOutput(name) for name in outputs],
+            enable_empty_final_response=True,
+            **options,
+        )
+
+    def _receive(self, result: grpc.InferResult | None, error: InferenceServerException | None) -> None:
+        if error is not None:
+            return self._responses.put(Response(error=(error.status(), error.message())))
+        message = result.get_response()
+        arrays = {output.name: result.as_numpy(output.name) for output in message.outputs}
+        final = message.parameters["triton_final_response"].bool_param
+        return self._responses.put(Response(arrays, final, message.id))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Response]:
+        while True:
+            response = self.next()
+            yield response
+            if response.final or response.error:
+                return
+
+    def next(self, patience_s: float = PATIENCE_S) -> Response:
+        """The next response; raises queue.Empty when none comes in time."""
+        return self._responses.get(timeout=patience_s)
+
+    def is_silent(self, seconds: float = 0.1) -> bool:
+        """Whether nothing more comes for a while."""
+        try:
+            self.next(seconds)
+        except queue.Empty:
+            return True
+        return False
+
+    def cancel(self) -> None:
+        self._client.stop_stream(cancel_requests=True)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class Served:
+    """A ready server and the ways to ask it."""
+
+    def __init__(self, server: TritonServer, engine_dir: Path):
+        self.server = server
+        self.engine_dir = engine_dir
+
+    def get(self, path: str) -> HttpAnswer:
+        return self._http(urllib.request.Request(f"{self.server.http_url}{path}"))
+
+    def post(self, path: str, body: object) -> HttpAnswer:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self._http(urllib.request.Request(f"{self.server.http_url}{path}", data))
+
+    def generate(self, model: str = "ensemble", **fields: object) -> HttpAnswer:
+        return self.post(f"/v2/models/{model}/generate", {"text_input": PROMPT, "max_tokens": 8, **fields})
+
+    def events(self, model: str = "ensemble", **fields: object) -> list[dict]:
+        """The events of /generate_stream, which are objects."""
+        answer = self.post(f"/v2/models/{model}/generate_stream", {"text_input": PROMPT, "max_tokens": 8, **fields})
+        assert answer.status == 200, answer
+        return [json.loads(event.removeprefix(b"data: ")) for event in answer.body.split(b"\n\n") if event]
+
+    def text(self, model: str = "ensemble", **fields: object) -> str:
+        answer = self.generate(model, **fields)
+        assert answer.status == 200, answer
+        return answer.json["text_output"]
+
+    def stream(self, model: str = "ensemble", outputs: Iterable[str] | None = None, **inputs: object) -> Stream:
+        """Options of the client (request_id, timeout in us, priority, parameters) go by these names."""
+        options = {name: inputs.pop(name) for name in ("request_id", "timeout", "parameters") if name in inputs}
+        if model in TEXT_MODELS:
+            inputs = {"text_input": PROMPT, "max_tokens": 8, "stream": True, **inputs}
+        return Stream(self.server.grpc_url, model, inputs, outputs, **options)
+
+    def ask_tokens(self, input_ids: list[int], max_tokens: int = 8, **inputs: object) -> list[Response]:
+        """All responses of the engine model to one prompt; raises AssertionError on an error."""
+        with self.stream_tokens(input_ids, max_tokens, **inputs) as stream:
+            responses = list(stream)
+        assert responses[-1].error is None, responses[-1].error
+        return responses
+
+    def stream_tokens(self, input_ids: list[int], max_tokens: int = 8, **inputs: object) -> Stream:
+        prompt = {"input_ids": input_ids, "input_lengths": len(input_ids), "request_output_len": max_tokens}
+        return self.stream("tensorrt_llm", **{**prompt, **inputs})
+
+    def refusal(self, model: str = "tensorrt_llm", **inputs: object) -> tuple[str | None, str]:
+        """Status and text of the error that the request gets instead of any output."""
+        with self.stream(model, **inputs) as stream:
+            (response,) = stream
+        assert response.error is not None, f"no error but {response}"
+        return response.error
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics, by name and labels."""
+        text = self._http(urllib.request.Request(self.server.metrics_url)).body.decode()
+        samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+    def gauge(self, category: str, model: str = "tensorrt_llm") -> float:
+        """The one sample of our families with this category label."""
+        found = [v for k, v in self.metrics().items() if f'="{category}"' in k and f'model="{model}"' in k]
+        assert len(found) == 1, f"{category} of {model}: {found}"
+        return found[0]
+
+    @staticmethod
+    def _http(request: urllib.request.Request) -> HttpAnswer:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return HttpAnswer(answer.status, answer.read())
+        except urllib.error.HTTPError as error:
+            return HttpAnswer(error.code, error.read())
+
+
+def tensor(name: str, value: object) -> grpc.InferInput:
+    """An input of one row: a number or text becomes [1, 1], a list [1, n]; an array is taken as it is."""
+    array = value if isinstance(value, np.ndarray) else _row(name, value)
+    made = grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    made.set_data_from_numpy(array)
+    return made
+
+
+def _row(name: str, value: object) -> np.ndarray:
+    values = value if isinstance(value, list) else [value]
+    first = values[0] if values else 0
+    if isinstance(first, str | bytes):
+        return np.array([[it.encode() if isinstance(it, str) else it for it in values]], object)
+    dtype = bool if isinstance(first, bool) else np.float32 if isinstance(first, float) else _TYPES.get(name, np.int32)
+    return np.array([values], dtype)
