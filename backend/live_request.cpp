@@ -30,10 +30,8 @@ void LiveRequest::start() {
 void LiveRequest::obey_stop_order() {
   check(!id_.empty(), ErrorCode::kInvalidArgument, "Trying to stop a request but request ID is not provided");
   instance_.model().live_requests().stop(id_);
-  TRITONBACKEND_Response* response = nullptr;
-  require_ok(TRITONBACKEND_ResponseNewFromFactory(&response, factory_));
   const std::lock_guard lock(mutex_);
-  finish(response, nullptr);
+  finish_empty();
 }
 
 void LiveRequest::submit(std::vector<ParsedRow> rows) {
@@ -77,6 +75,12 @@ void LiveRequest::cancel() {
   cancel_rows();
 }
 
+void LiveRequest::stop() {
+  const std::lock_guard lock(mutex_);
+  stopped_ = true;
+  cancel_rows();
+}
+
 void LiveRequest::cancel_rows() {
   if (finished_ || cancelled_) return;
   cancelled_ = true;
@@ -107,7 +111,9 @@ void LiveRequest::deliver(size_t row, Result&& result) {
     }
   }
   if (result.request_final) --open_rows_;
-  if (open_rows_ == 0 && !finished_) finish_with_error(*failure_);
+  if (open_rows_ > 0 || finished_) return;
+  // An error in mid-stream would never reach a BLS model's iterator over the responses: a stop order ends normally.
+  stopped_ && failure_->code() == ErrorCode::kCancelled ? finish_empty() : finish_with_error(*failure_);
 }
 
 void LiveRequest::send(size_t row, const Result& result, bool is_final) {
@@ -131,6 +137,12 @@ void LiveRequest::finish_with_error(const Error& error) {
   log_if_error(TRITONBACKEND_ResponseNewFromFactory(&response, factory_));
   const ErrorHandle handle(make_error(error.code(), error.what()));
   finish(response, handle.get());
+}
+
+void LiveRequest::finish_empty() {
+  TRITONBACKEND_Response* response = nullptr;
+  log_if_error(TRITONBACKEND_ResponseNewFromFactory(&response, factory_));
+  finish(response, nullptr);
 }
 
 void LiveRequest::finish(TRITONBACKEND_Response* response, TRITONSERVER_Error* error) {

@@ -36,6 +36,9 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   /// Ends all its rows at the next step; a finished request is left alone.
   void cancel();
 
+  /// The same by a stop order: the request then ends with an empty final response, not with an error.
+  void stop();
+
   /// cancel() if the client has gone or has cancelled.
   void cancel_if_abandoned();
 
@@ -49,6 +52,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   void throw_if_failed();
   void cancel_rows();
   void finish_with_error(const Error& error);
+  void finish_empty();
   void finish(TRITONBACKEND_Response* response, TRITONSERVER_Error* error);
 
   ModelInstance& instance_;
@@ -62,6 +66,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   size_t open_rows_ = 0;
   std::optional<Error> failure_;  // the first one: it ends the other rows, and is the answer when they have ended
   bool cancelled_ = false;
+  bool stopped_ = false;
   bool finished_ = false;
   RequestStatistics statistics_;
 };

@@ -30,7 +30,7 @@ void LiveRequests::remove(const LiveRequest& request) {
 
 void LiveRequests::stop(const std::string& id) {
   for (const auto& request : snapshot()) {
-    if (request->id() == id) request->cancel();
+    if (request->id() == id) request->stop();
   }
 }
 

@@ -72,7 +72,7 @@ def perplexity(rows: torch.Tensor, token_ids: list[int]) -> float:
 
 
 def test_perplexity_of_heldout_text_equals_transformers(python_7m, heldout_ids):
-    windows = [heldout_ids[start : start + 512] for start in range(0, len(heldout_ids) - 512, 4 * 512)]
+    windows = [heldout_ids[start : start + 512] for start in range(0, len(heldout_ids) - 512, 512)]
     model = oracle.load(python_7m)
     with Executor(python_7m) as executor:
         for window in windows:

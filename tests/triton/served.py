@@ -43,12 +43,12 @@ class HttpAnswer:
 
 @dataclass
 class Response:
-    """One response of a stream. `error`: the gRPC status and the text; then nothing follows."""
+    """One response of a stream. `error`: its text; then nothing follows (a stream carries no error codes)."""
 
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     final: bool = False
     request_id: str = ""
-    error: tuple[str | None, str] | None = None
+    error: str | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -68,8 +68,7 @@ class Stream:
     def __init__(self, url: str, model: str, inputs: dict, outputs: Iterable[str] | None = None, **options: object):
         self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._client = grpc.InferenceServerClient(url)
-        # With this header an error comes as a gRPC status; else the stream would carry its text alone.
-        self._client.start_stream(self._receive, headers={"triton_grpc_error": "true"})
+        self._client.start_stream(self._receive)
         self._client.async_stream_infer(
             model,
             [tensor(name, value) for name, value in inputs.items()],
@@ -80,7 +79,7 @@ class Stream:
 
     def _receive(self, result: grpc.InferResult | None, error: InferenceServerException | None) -> None:
         if error is not None:
-            return self._responses.put(Response(error=(error.status(), error.message())))
+            return self._responses.put(Response(error=error.message()))
         message = result.get_response()
         arrays = {output.name: result.as_numpy(output.name) for output in message.outputs}
         final = message.parameters["triton_final_response"].bool_param
@@ -164,12 +163,18 @@ class Served:
         prompt = {"input_ids": input_ids, "input_lengths": len(input_ids), "request_output_len": max_tokens}
         return self.stream("tensorrt_llm", **{**prompt, **inputs})
 
-    def refusal(self, model: str = "tensorrt_llm", **inputs: object) -> tuple[str | None, str]:
-        """Status and text of the error that the request gets instead of any output."""
+    def refusal(self, model: str = "tensorrt_llm", **inputs: object) -> str:
+        """Text of the error that the request gets instead of any output."""
         with self.stream(model, **inputs) as stream:
             (response,) = stream
         assert response.error is not None, f"no error but {response}"
         return response.error
+
+    def infer(self, model: str, **inputs: object) -> dict[str, np.ndarray]:
+        """The one response of a model that is not decoupled. Raises InferenceServerException, with the status."""
+        with grpc.InferenceServerClient(self.server.grpc_url) as client:
+            result = client.infer(model, [tensor(name, value) for name, value in inputs.items()])
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics, by name and labels."""

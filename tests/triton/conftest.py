@@ -1,0 +1,72 @@
+"""Servers that the tests of this folder share. Each serves python-7m on the CPU, with all five models."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from served import Served
+
+from inflight import plan
+from inflight.executor import Executor
+from inflight.serve.repository import fill_repository
+from inflight.serve.server import TritonServer
+
+
+@pytest.fixture(scope="session")
+def engine_dir(python_7m: Path) -> Path:
+    return plan.ensure(python_7m)
+
+
+@pytest.fixture(scope="session")
+def start(engine_dir: Path, python_7m: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """start(arguments=(), edit=None, **template_variables): a context manager of a ready server. `edit` may change
+    the filled repository before the start."""
+    cache = tmp_path_factory.mktemp("backends")
+
+    @contextmanager
+    def started(arguments=(), edit=None, **variables) -> Iterator[Served]:
+        folder = tmp_path_factory.mktemp("server")
+        repository = fill_repository(folder / "models", engine_dir, python_7m, **variables)
+        if edit is not None:
+            edit(repository)
+        server = TritonServer(
+            repository, arguments=arguments, cache=cache, log=folder / "server.log", timeout_s=60.0
+        )
+        with server:
+            yield Served(server, engine_dir)
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def shared_server(start) -> Iterator[Served]:
+    with start(stats_check_period_ms=20) as served:
+        yield served
+
+
+@pytest.fixture
+def served(shared_server: Served) -> Iterator[Served]:
+    """The decoupled server. After every test it must be alive, idle again, and answer as before."""
+    yield shared_server
+    shared_server.require_healthy()
+
+
+@pytest.fixture(scope="session")
+def shared_single_server(start) -> Iterator[Served]:
+    with start(decoupled_mode=False) as served:
+        yield served
+
+
+@pytest.fixture
+def single(shared_single_server: Served) -> Iterator[Served]:
+    """The server whose models give one response a request; it also tells the codes of errors."""
+    yield shared_single_server
+    shared_single_server.require_healthy()
+
+
+@pytest.fixture(scope="session")
+def executor(engine_dir: Path) -> Iterator[Executor]:
+    """What the server must agree with: the same engine without the server."""
+    with Executor(engine_dir, num_threads=1) as shared:
+        yield shared
