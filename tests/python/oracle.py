@@ -18,7 +18,7 @@ def logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
 
 def assert_greedy(model: PreTrainedModel, prompt: list[int], tokens: list[int], count: int, end_id: int | None = None):
     """Asserts that `tokens` is what greedy decoding continues the prompt with: every token the likeliest one behind all
-    before it, and the end at `count` tokens or where the end id is the likeliest. One forward pass instead of `count`."""
+    before it, and the end at `count` tokens or where the end id is the likeliest. One forward pass, not `count`."""
     predictions = logits(model, prompt + tokens)[len(prompt) - 1 :].argmax(-1).tolist()
     assert tokens == predictions[: len(tokens)]
     assert end_id not in tokens

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+
 from inflight import plan as plans
 
 _STORED = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}

@@ -6,12 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from checkpoints import make_gpt2, make_llama, random_tokens, transformers_logits
 from inflight import plan
 from inflight.checkpoint import Checkpoint, StoredTensor, read_header
 from inflight.errors import CheckpointError, UnsupportedError
 from plan_interpreter import Interpreter
-from safetensors.numpy import load_file, save_file
 
 
 @pytest.fixture(scope="module")

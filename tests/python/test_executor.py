@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from checkpoints import make_llama
 
+from checkpoints import make_llama
 from inflight import plan
 from inflight.executor import Executor, ExecutorError, Request
 
@@ -51,7 +51,9 @@ def test_prefix_tokens_are_those_before_the_piece(executor, answer):
 
 def test_async_iteration_of_many_requests(executor, answer):
     async def ask() -> list[int]:
-        return [t async for result in executor.submit(Request(PROMPT, max_tokens=40, streaming=True)) for t in result.tokens]
+        return [
+            t async for result in executor.submit(Request(PROMPT, max_tokens=40, streaming=True)) for t in result.tokens
+        ]
 
     async def main() -> list[list[int]]:
         return await asyncio.gather(*(ask() for _ in range(8)))
@@ -162,11 +164,15 @@ def test_context_logits_survive_chunks_and_generation(python_7m, heldout_ids):
 def test_perf_metrics_count_blocks_as_the_contract_does(python_7m, heldout_ids):
     prompt = heldout_ids[:110]
     with Executor(python_7m, kv_cache_block_size=32) as executor:
-        first, second = (list(executor.submit(Request(prompt, max_tokens=4, perf_metrics=True)))[0].perf for _ in range(2))
+        first, second = (
+            list(executor.submit(Request(prompt, max_tokens=4, perf_metrics=True)))[0].perf for _ in range(2)
+        )
     counts = lambda perf: (perf.kv_alloc_new_blocks, perf.kv_alloc_total_blocks, perf.kv_reused_blocks)  # noqa: E731
     assert counts(first) == (4, 4, 0)
     assert counts(second) == (1, 1, 4)
-    assert first.arrival_time_ns <= first.first_scheduled_time_ns <= first.first_token_time_ns < first.last_token_time_ns
+    assert (
+        first.arrival_time_ns <= first.first_scheduled_time_ns <= first.first_token_time_ns < first.last_token_time_ns
+    )
 
 
 def test_marked_outputs_are_what_the_network_computes(tmp_path):
@@ -249,7 +255,8 @@ def test_higher_priority_goes_first(python_7m):
             for name, priority in (("low", 0.1), ("high", 0.9))
         }
         threads = [
-            threading.Thread(target=lambda n=name, h=handle: (h.tokens(), finished.append(n))) for name, handle in waiting.items()
+            threading.Thread(target=lambda n=name, h=handle: (h.tokens(), finished.append(n)))
+            for name, handle in waiting.items()
         ]
         for thread in threads:
             thread.start()

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from inflight.executor import Executor, Request
-
 from checkpoints import make_gpt2, make_llama
+from inflight.executor import Executor, Request
 
 TOKENS = 24
 SAMPLED = dict(top_k=50, top_p=0.95, temperature=0.9, repetition_penalty=1.1)  # sees every bit of the logits
@@ -14,7 +13,8 @@ SAMPLED = dict(top_k=50, top_p=0.95, temperature=0.9, repetition_penalty=1.1)  #
 def run(checkpoint, prompts: list[list[int]], together: bool = False, **config) -> list[tuple[list[int], bytes]]:
     """Tokens and the bits of their logits, by prompt."""
     requests = [
-        Request(prompt, max_tokens=TOKENS, generation_logits=True, seed=i, **SAMPLED) for i, prompt in enumerate(prompts)
+        Request(prompt, max_tokens=TOKENS, generation_logits=True, seed=i, **SAMPLED)
+        for i, prompt in enumerate(prompts)
     ]
     with Executor(checkpoint, **config) as executor:
         if together:

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from inflight.executor import Executor, Request
-
 import oracle
 from checkpoints import LLAMA3_ROPE, make_gpt2, make_llama, random_tokens
+from inflight.executor import Executor, Request
 
 
 def engine_logits(executor: Executor, token_ids: list[int]) -> np.ndarray:
@@ -47,7 +46,9 @@ def test_random_gpt2_greedy_tokens_equal_transformers(tmp_path):
 
 VARIANTS = {
     "llama-mha-untied": lambda path: make_llama(path, num_key_value_heads=4, tie_word_embeddings=False),
-    "llama-gqa-tied-biases": lambda path: make_llama(path, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama-gqa-tied-biases": lambda path: make_llama(
+        path, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
     "llama3-rope": lambda path: make_llama(path, rope_parameters=LLAMA3_ROPE),
     "llama-wide-heads": lambda path: make_llama(path, head_dim=24),
     "llama-float16": lambda path: make_llama(path, dtype=torch.float16),

@@ -4,12 +4,13 @@ import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
 import tiny_network
 from checkpoints import make_gpt2
 from inflight import plan
 from inflight.inspect import _bytes, inspect, totals
-from rich.console import Console
-from safetensors.numpy import load_file
 from test_network import tiny_checkpoint
 
 DEMO = Path(__file__).parents[1] / "demo_model" / "python-7m"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 import tiny_network
 from inflight import cli, plan
 from inflight.errors import NetworkError, PlanError
@@ -32,7 +34,6 @@ from inflight.network import (
 from inflight.passes import run_passes
 from inflight.plan_check import kv_cache_entries
 from plan_interpreter import Interpreter
-from safetensors.numpy import save_file
 
 
 class Layer(Module):

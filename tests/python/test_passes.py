@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+
 from inflight.errors import UnsupportedError
 from inflight.network import (
     NO_ROPE,

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import inflight
 import numpy as np
 import pytest
 import torch
+
+import inflight
 from checkpoints import LLAMA3_ROPE, make_gpt2, make_llama, random_tokens, transformers_logits
 from inflight import cli, plan
 from inflight.errors import CheckpointError, PlanError, UnsupportedError

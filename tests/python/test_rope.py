@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from inflight.errors import UnsupportedError
-from inflight.network import rope_from_config
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from inflight.errors import UnsupportedError
+from inflight.network import rope_from_config
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 4096}

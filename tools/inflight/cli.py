@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "build": "write the engine folder (plan.json) of a Hugging Face checkpoint",
     "inspect": "print the network of an engine folder or a checkpoint",
     "generate": "continue a prompt in the terminal, without a server",
+    "bench": "measure the executor, or a running server, under load",
     "demo": "stream a completion of the demo model through a real tritonserver",
     "serve": "leave a tritonserver with a model up until Ctrl-C",
 }

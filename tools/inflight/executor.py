@@ -76,26 +76,18 @@ class Request:
     timeout_seconds: float = 0.0
 
 
-_SAMPLING_FIELDS = (
-    "beam_width num_return_sequences temperature top_k top_p min_p seed repetition_penalty presence_penalty "
-    "frequency_penalty no_repeat_ngram_size min_tokens"
-).split()
-_OUTPUT_FIELDS = (
-    "streaming exclude_input log_probs context_logits generation_logits perf_metrics additional_outputs prefix_tokens"
-).split()
-_REQUEST_FIELDS = "input_ids max_tokens end_id stop_words bad_words embedding_bias priority".split()
-
-
 def _native_request(request: Request) -> _executor.Request:
     native = _executor.Request()
-    for target, names in ((native.sampling, _SAMPLING_FIELDS), (native.output, _OUTPUT_FIELDS), (native, _REQUEST_FIELDS)):
-        for name in names:
-            try:
-                setattr(target, name, getattr(request, name))
-            except TypeError:
-                value = getattr(request, name)
-                raise ExecutorError("invalid_argument", f"{name} is {value!r}, which is not of the wanted type") from None
-    native.timeout = datetime.timedelta(seconds=request.timeout_seconds)
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if field.name == "timeout_seconds":
+            native.timeout = datetime.timedelta(seconds=value)
+            continue
+        target = next(part for part in (native, native.sampling, native.output) if hasattr(part, field.name))
+        try:
+            setattr(target, field.name, value)
+        except TypeError:
+            raise ExecutorError("invalid_argument", f"{field.name} is {value!r}, of the wrong type") from None
     return native
 
 
@@ -175,7 +167,7 @@ class Handle:
 
     async def __aiter__(self) -> AsyncIterator[Result]:
         if self._arrived is None:
-            raise ExecutorError("invalid_argument", "the request was submitted outside an event loop: iterate without async")
+            raise ExecutorError("invalid_argument", "submitted outside an event loop: iterate without async")
         while True:
             native = self._queue.get_nowait()
             if native is None:
@@ -232,17 +224,21 @@ class Executor:
 def _native_config(fields: dict[str, Any]) -> _executor.ExecutorConfig:
     native = _executor.ExecutorConfig()
     for name, value in fields.items():
-        target, field = (native.kv_cache, name.removeprefix("kv_cache_")) if name.startswith("kv_cache_") else (native, name)
+        target, field = (
+            (native.kv_cache, name.removeprefix("kv_cache_")) if name.startswith("kv_cache_") else (native, name)
+        )
         if not hasattr(target, field):
             raise ExecutorError("invalid_argument", f"unknown executor setting {name!r}")
         if name == "capacity_policy":
             if value not in CAPACITY_POLICIES:
-                raise ExecutorError("invalid_argument", f"capacity_policy is {value!r}, wanted one of {list(CAPACITY_POLICIES)}")
+                raise ExecutorError(
+                    "invalid_argument", f"capacity_policy is {value!r}, wanted {list(CAPACITY_POLICIES)}"
+                )
             value = CAPACITY_POLICIES[value]
         try:
             setattr(target, field, value)
         except TypeError:
-            raise ExecutorError("invalid_argument", f"{name} is {value!r}, which is not of the wanted type") from None
+            raise ExecutorError("invalid_argument", f"{name} is {value!r}, of the wrong type") from None
     return native
 
 

@@ -13,16 +13,22 @@ from ..serve.locate import PACKAGE
 from ..serve.server import Ports, TritonServer
 
 DEMO_MODEL = PACKAGE.parent.parent / "tests/demo_model/python-7m"
-PROMPT = "def read_lines(path):\n"
+PROMPT = '''\
+class Stack:
+    """A list of items, last in, first out."""
+
+    def __init__(self'''
+# A small model repeats itself when decoded greedily; this makes it write something that looks like code.
+SAMPLING = {"temperature": 0.6, "top_p": 0.9, "top_k": None, "repetition_penalty": 1.1, "seed": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="engine or checkpoint folder (default: the demo model)")
-    parser.add_argument("--prompt", default=PROMPT, help="default: %(default)r")
+    parser.add_argument("--prompt", default=PROMPT, help="text to continue (default: the head of a Python class)")
     parser.add_argument("--max-tokens", type=int, default=96, help="default: %(default)s")
-    parser.add_argument("--temperature", type=float, help="with --top-p or --top-k; default: greedy")
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--top-p", type=float)
+    for name, value in SAMPLING.items():
+        kind = int if name in ("top_k", "seed") else float
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, help="default: %(default)s")
     launch.add_arguments(parser)
 
 
@@ -44,7 +50,7 @@ def show_stream(args: argparse.Namespace, server: TritonServer, console: Console
     for _ in Stream(server.grpc_url, args.prompt, max_tokens=1):  # wakes up the tokenizer and the detokenizer
         pass
     console.print(args.prompt, style="bold", end="", markup=False, soft_wrap=True)
-    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    sampling = {name: getattr(args, name) for name in SAMPLING}
     answer = Stream(server.grpc_url, args.prompt, args.max_tokens, **sampling)
     for text in answer:
         console.print(text, style="cyan", end="", markup=False, soft_wrap=True)

@@ -12,8 +12,14 @@ import tritonclient.grpc as grpc
 
 from inflight.serve.locate import ServerError
 
-_DTYPES = {"BYTES": object, "BOOL": bool, "INT32": np.int32, "FP32": np.float32}
-_SAMPLING = {"top_k": "INT32", "top_p": "FP32", "temperature": "FP32", "repetition_penalty": "FP32"}
+_DTYPES = {"BYTES": object, "BOOL": bool, "INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
+_SAMPLING = {
+    "top_k": "INT32",
+    "top_p": "FP32",
+    "temperature": "FP32",
+    "repetition_penalty": "FP32",
+    "seed": "UINT64",
+}
 
 
 @dataclass
@@ -49,7 +55,7 @@ class StreamTimes:
 
 class Stream:
     """One request; iterating it sends it and yields the pieces of the answer. `sampling`: top_k, top_p, temperature,
-    repetition_penalty (None: not sent). Iterating raises ServerError with the server's text."""
+    repetition_penalty, seed (None: not sent). Iterating raises ServerError with the server's text."""
 
     def __init__(
         self,
