@@ -3,6 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= tests/demo_model/python-7m
 BUILD := build
+# pip's output as one line a package that is new
+SHOW_PACKAGES := sed -un 's/^Collecting \([^ ]*\).*/  \1/p'
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 
 .PHONY: help build demo serve test lint format wheel clean
@@ -15,7 +19,7 @@ $(VENV)/server.stamp: pyproject.toml ci/requirements.py ci/install_system_packag
 	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned Python packages"
 	@$(BIN)/python ci/requirements.py build server > $(VENV)/requirements.txt
-	@$(BIN)/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(BIN)/pip install --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt | $(SHOW_PACKAGES)
 	@$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'inflight.pth').write_text(str(pathlib.Path('tools').resolve()) + '\n')"
 	@printf '#!/bin/sh\nexec "%s/python" -m inflight "$$@"\n' "$(CURDIR)/$(BIN)" > $(BIN)/inflight && chmod +x $(BIN)/inflight
 	@touch $@
@@ -23,16 +27,17 @@ $(VENV)/server.stamp: pyproject.toml ci/requirements.py ci/install_system_packag
 $(VENV)/test.stamp: $(VENV)/server.stamp
 	@echo "Installing the test packages (torch, transformers: the oracle)"
 	@$(BIN)/python ci/requirements.py build server test > $(VENV)/requirements.txt
-	@$(BIN)/pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(BIN)/pip install --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt | $(SHOW_PACKAGES)
 	@touch $@
 
 $(BUILD)/build.ninja: | $(VENV)/server.stamp
+	@echo "Configuring the C++ build"
 	@$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release > $(BUILD).log 2>&1 \
 	  || { cat $(BUILD).log; rm -f $(BUILD)/build.ninja; exit 1; }
 
 build: $(VENV)/server.stamp $(BUILD)/build.ninja ## build the C++ side in place
-	@NINJA_STATUS="[%f/%t %es] " $(BIN)/ninja -C $(BUILD) --quiet 2>&1 || exit 1
+	@NINJA_STATUS="[%f/%t] " $(BIN)/ninja -C $(BUILD) | { grep -v -e 'ninja: no work' -e 'Entering directory' || true; }
 
 demo: build ## stream a completion through a real tritonserver, on the CPU
 	@$(BIN)/inflight demo --model $(MODEL)
