@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= tests/demo_model/python-7m
+HOST ?= 127.0.0.1
 BUILD := build
 # pip's output as one line a package that is new
 SHOW_PACKAGES := sed -un 's/^Collecting \([^ ]*\).*/  \1/p'
@@ -32,18 +33,19 @@ $(VENV)/test.stamp: $(VENV)/server.stamp
 
 $(BUILD)/build.ninja: | $(VENV)/server.stamp
 	@echo "Configuring the C++ build"
-	@$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release > $(BUILD).log 2>&1 \
-	  || { cat $(BUILD).log; rm -f $(BUILD)/build.ninja; exit 1; }
+	@mkdir -p $(BUILD)
+	@$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_BUILD_TYPE=Release > $(BUILD)/configure.log 2>&1 \
+	  || { cat $(BUILD)/configure.log; rm -f $(BUILD)/build.ninja; exit 1; }
 
 build: $(VENV)/server.stamp $(BUILD)/build.ninja ## build the C++ side in place
 	@NINJA_STATUS="[%f/%t] " $(BIN)/ninja -C $(BUILD) | { grep -v -e 'ninja: no work' -e 'Entering directory' || true; }
 
 demo: build ## stream a completion through a real tritonserver, on the CPU
-	@$(BIN)/inflight demo --model $(MODEL)
+	@$(BIN)/inflight demo --model "$(MODEL)"
 
-serve: build ## MODEL=<engine or Hugging Face checkpoint folder>: leave a server up on ports 8000, 8001, 8002
-	@$(BIN)/inflight serve $(MODEL)
+serve: build ## MODEL=<engine or checkpoint folder> HOST=<address>: leave a server up on ports 8000, 8001, 8002
+	@$(BIN)/inflight serve "$(MODEL)" --host $(HOST)
 
 test: build $(VENV)/test.stamp ## all tests, with one summary
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -62,4 +64,4 @@ wheel: $(VENV)/server.stamp ## a wheel with tools, executor, backend and templat
 	@$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
 
 clean: ## remove what was built (the virtual environment stays)
-	rm -rf $(BUILD) $(BUILD).log dist
+	rm -rf $(BUILD) dist

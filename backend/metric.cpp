@@ -1,5 +1,8 @@
 #include "backend/metric.h"
 
+#include <map>
+#include <mutex>
+
 namespace inflight::backend {
 
 namespace {
@@ -29,13 +32,28 @@ struct MetricArgsDeleter {
   void operator()(TRITONSERVER_MetricArgs* it) const { log_if_error(TRITONSERVER_MetricArgsDelete(it)); }
 };
 
-}  // namespace
+void delete_family(TRITONSERVER_MetricFamily* family) { log_if_error(TRITONSERVER_MetricFamilyDelete(family)); }
 
-MetricFamily::MetricFamily(MetricKind kind, const std::string& name, const std::string& description) {
+/// The process's one handle of a family. The server counts the owners of a metric by handle: with a handle for each
+/// model, a model that goes would take the metrics of its successor along.
+std::shared_ptr<TRITONSERVER_MetricFamily> shared_family(MetricKind kind, const std::string& name,
+                                                         const std::string& description) {
+  static std::mutex mutex;
+  static std::map<std::string, std::weak_ptr<TRITONSERVER_MetricFamily>> families;
+  const std::lock_guard lock(mutex);
+  std::weak_ptr<TRITONSERVER_MetricFamily>& entry = families[name];
+  if (auto known = entry.lock()) return known;
   TRITONSERVER_MetricFamily* family = nullptr;
   require_ok(TRITONSERVER_MetricFamilyNew(&family, kind, name.c_str(), description.c_str()));
-  family_.reset(family);
+  const std::shared_ptr<TRITONSERVER_MetricFamily> made(family, delete_family);
+  entry = made;
+  return made;
 }
+
+}  // namespace
+
+MetricFamily::MetricFamily(MetricKind kind, const std::string& name, const std::string& description)
+    : family_(shared_family(kind, name, description)) {}
 
 TRITONSERVER_Metric* MetricFamily::add(const std::vector<Label>& labels) {
   LabelList list(labels);

@@ -16,7 +16,8 @@ struct MetricDeleter {
 };
 using Metric = std::unique_ptr<TRITONSERVER_Metric, MetricDeleter>;
 
-/// One family of the server's /metrics page with its metrics. Families of equal name and kind are one there.
+/// The metrics of one owner in a family of the server's /metrics page. Owners of equal labels share a metric there,
+/// which goes with the last of them.
 class MetricFamily {
  public:
   MetricFamily(MetricKind kind, const std::string& name, const std::string& description);
@@ -27,10 +28,7 @@ class MetricFamily {
   TRITONSERVER_Metric* add_histogram(const std::vector<Label>& labels, const std::vector<double>& buckets);
 
  private:
-  struct FamilyDeleter {
-    void operator()(TRITONSERVER_MetricFamily* family) const { log_if_error(TRITONSERVER_MetricFamilyDelete(family)); }
-  };
-  std::unique_ptr<TRITONSERVER_MetricFamily, FamilyDeleter> family_;
+  std::shared_ptr<TRITONSERVER_MetricFamily> family_;
   std::vector<Metric> metrics_;  // after the family: deleted before it
 };
 

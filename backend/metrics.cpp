@@ -1,6 +1,7 @@
 #include "backend/metrics.h"
 
 #include <algorithm>
+#include <map>
 
 #include "backend/stats_table.h"
 
@@ -16,6 +17,16 @@ std::vector<Label> with_category(std::vector<Label> labels, const char* label, c
 }
 
 }  // namespace
+
+std::shared_ptr<Metrics> Metrics::shared(const std::string& model, uint64_t version, std::chrono::milliseconds period) {
+  static std::mutex mutex;
+  static std::map<std::pair<std::string, uint64_t>, std::weak_ptr<Metrics>> known;
+  const std::lock_guard lock(mutex);
+  std::weak_ptr<Metrics>& entry = known[{model, version}];
+  std::shared_ptr<Metrics> metrics = entry.lock();
+  if (metrics == nullptr) entry = metrics = std::make_shared<Metrics>(model, version, period);
+  return metrics;
+}
 
 Metrics::Metrics(const std::string& model, uint64_t version, std::chrono::milliseconds period) : period_(period) {
   try {
@@ -96,6 +107,7 @@ void Metrics::report() {
 
 /// Shows the present numbers. False when nothing has changed and nobody is at work.
 bool Metrics::refresh() {
+  if (executors_.empty()) return false;
   std::vector<ExecutorStats> parts;
   for (const Executor* executor : executors_) parts.push_back(executor->stats());
   const ExecutorStats stats = sum(parts);

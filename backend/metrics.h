@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -16,6 +17,10 @@ namespace inflight::backend {
 /// refreshes them periodically while something changes; it blocks while the model is idle.
 class Metrics {
  public:
+  /// The process's one object for a version of a model: while a model is reloaded, the old and the new one write to the
+  /// same metrics. `period` counts for the first to ask.
+  static std::shared_ptr<Metrics> shared(const std::string& model, uint64_t version, std::chrono::milliseconds period);
+
   Metrics(const std::string& model, uint64_t version, std::chrono::milliseconds period);
   ~Metrics();
   Metrics(const Metrics&) = delete;

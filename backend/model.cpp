@@ -5,7 +5,8 @@ namespace inflight::backend {
 Model::Model(TRITONBACKEND_Model* model)
     : config_(read_model_config(model)),
       parameters_(parse_parameters(config_)),
-      metrics_(config_.name, config_.version, std::chrono::milliseconds(parameters_.stats_check_period_ms)),
+      metrics_(
+          Metrics::shared(config_.name, config_.version, std::chrono::milliseconds(parameters_.stats_check_period_ms))),
       live_requests_(std::chrono::milliseconds(parameters_.cancellation_check_period_ms)) {}
 
 }  // namespace inflight::backend

@@ -15,12 +15,12 @@ class Model {
   const ModelConfig& config() const { return config_; }
   const ModelParameters& parameters() const { return parameters_; }
   LiveRequests& live_requests() { return live_requests_; }
-  Metrics& metrics() { return metrics_; }
+  Metrics& metrics() { return *metrics_; }
 
  private:
   ModelConfig config_;
   ModelParameters parameters_;
-  Metrics metrics_;
+  std::shared_ptr<Metrics> metrics_;
   LiveRequests live_requests_;
 };
 

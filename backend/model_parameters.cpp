@@ -181,14 +181,17 @@ void check_required(const ModelConfig& config) {
 ModelParameters parse_parameters(const ModelConfig& config) {
   check_required(config);
   ModelParameters parameters;
+  std::string unfilled;
   for (const auto& [key, text] : config.parameters) {
     const ParameterValue value(key, text);
     if (value.is_unfilled()) {
-      log(LogLevel::kWarn, config.name + ": parameter " + key + " is the unfilled " + text + "; its default is used");
+      unfilled += (unfilled.empty() ? "" : ", ") + key;
     } else if (!text.empty()) {
       store(value, parameters);
     }
   }
+  if (!unfilled.empty())
+    log(LogLevel::kWarn, config.name + ": parameters left unfilled, their defaults are used: " + unfilled);
   parameters.executor.max_queue_size = config.max_queue_size;
   return parameters;
 }

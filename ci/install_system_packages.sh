@@ -5,6 +5,11 @@ set -euo pipefail
 python=${1:-python3}
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
+case $version in
+  3.10 | 3.11 | 3.12) ;;
+  *) echo "Python $version does not do: make PYTHON=python3.12 (or 3.10, 3.11)." >&2; exit 1 ;;
+esac
+
 missing=()
 need() { missing+=("$1"); }
 command -v g++ >/dev/null || need g++
@@ -28,12 +33,12 @@ except OSError:
 PY
 [ ${#missing[@]} -eq 0 ] && exit 0
 
-run=()
-[ "$(id -u)" -eq 0 ] || run=(sudo -n)
+as_root=(env DEBIAN_FRONTEND=noninteractive)
+[ "$(id -u)" -eq 0 ] || as_root=(sudo -n "${as_root[@]}")
 if command -v apt-get >/dev/null && { [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null; }; then
   echo "Installing Debian packages: ${missing[*]}"
-  "${run[@]}" apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive "${run[@]}" apt-get install -y -qq "${missing[@]}" >/dev/null
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" apt-get install -y -qq "${missing[@]}" >/dev/null
 else
   echo "Missing system packages: install ${missing[*]} (Debian names) and run make again." >&2
   exit 1

@@ -24,7 +24,7 @@ struct SamplingConfig {
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
   int no_repeat_ngram_size = 0;     // 0 = off
-  int min_tokens = 1;               // no end id or stop word before so many generated tokens
+  int min_tokens = 1;               // least number of generated tokens (so an answer is never empty by default)
 };
 
 /// What a result carries besides tokens.
@@ -45,7 +45,8 @@ struct Request {
   int max_tokens = 0;                                // most new tokens, >= 1; cut to what the sequence limit leaves
   SamplingConfig sampling;
   OutputConfig output;
-  std::optional<TokenId> end_id;                     // absent or -1: never stop at a token
+  std::optional<TokenId> end_id;                     // ends the sequence and is no part of it. One of the checkpoint's
+                                                     // end ids stands for them all; absent or outside the vocabulary: none
   std::vector<std::vector<TokenId>> stop_words;      // the matching token sequence is part of the output
   std::vector<std::vector<TokenId>> bad_words;       // token sequences never generated
   std::vector<float> embedding_bias;                 // [vocabulary] added to the logits, or empty

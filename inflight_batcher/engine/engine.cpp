@@ -1,6 +1,7 @@
 #include "inflight_batcher/engine/engine.h"
 
 #include <algorithm>
+#include <system_error>
 
 namespace inflight {
 
@@ -8,6 +9,8 @@ namespace {
 
 // Logits are the widest activation by far: they are computed in slices of at most so many rows.
 constexpr int kMaxLogitsRows = 256;
+
+constexpr int kMaxRanks = 1024;  // threads of one process; beyond that a slip of the pen is likelier than a machine
 
 void check_config(const ExecutorConfig& config) {
   check(config.device == "auto" || config.device == "cpu", ErrorCode::kUnsupported, "device '", config.device,
@@ -17,6 +20,9 @@ void check_config(const ExecutorConfig& config) {
   };
   positive(config.tensor_parallel, "tensor_parallel");
   positive(config.pipeline_parallel, "pipeline_parallel");
+  check(static_cast<int64_t>(config.tensor_parallel) * config.pipeline_parallel <= kMaxRanks,
+        ErrorCode::kInvalidArgument, "tensor_parallel ", config.tensor_parallel, " x pipeline_parallel ",
+        config.pipeline_parallel, " ranks are wanted, at most ", kMaxRanks, " are possible");
   positive(config.max_batch_size, "max_batch_size");
   positive(config.max_num_tokens, "max_num_tokens");
   check(config.max_num_tokens >= config.max_batch_size, ErrorCode::kInvalidArgument, "max_num_tokens is ",
@@ -79,9 +85,14 @@ void Engine::load_ranks(const ExecutorConfig& config) {
   std::vector<std::exception_ptr> errors(count);
   for (int i = 0; i < count; ++i) ranks_.push_back(std::make_unique<Rank>());
   for (int i = 0; i < count; ++i) {
-    RankConfig rank{topology_, i, std::max(1, total / count), config.max_num_tokens,
-                    std::min(kMaxLogitsRows, config.max_num_tokens), num_blocks_, block_size_};
-    ranks_[i]->thread = std::thread([this, rank, &errors, i] {
+    RankConfig rank{topology_,
+                    i,
+                    std::max(1, total / count),
+                    config.max_num_tokens,
+                    std::min(kMaxLogitsRows, config.max_num_tokens),
+                    num_blocks_,
+                    block_size_};
+    const auto load = [this, rank, &errors, i] {
       try {
         Communicator& tensor_group = tensor_groups_[topology_.stage_of(i)]->at(topology_.tp_rank_of(i));
         ranks_[i]->runner = std::make_unique<RankRunner>(plan_, rank, tensor_group, pipeline_->at(i));
@@ -89,9 +100,17 @@ void Engine::load_ranks(const ExecutorConfig& config) {
         errors[i] = std::current_exception();
         abort_groups();
       }
-    });
+    };
+    try {
+      ranks_[i]->thread = std::thread(load);
+    } catch (const std::system_error& e) {
+      errors[i] =
+          std::make_exception_ptr(Error(ErrorCode::kUnavailable, concat("no thread for rank ", i, ": ", e.what())));
+      abort_groups();
+    }
   }
-  for (auto& rank : ranks_) rank->thread.join();
+  for (auto& rank : ranks_)
+    if (rank->thread.joinable()) rank->thread.join();
   // The rank that failed first has the reason; the others only say that it did. Internal errors come last.
   std::exception_ptr reason;
   for (const std::exception_ptr& error : errors) {
@@ -100,8 +119,9 @@ void Engine::load_ranks(const ExecutorConfig& config) {
       std::rethrow_exception(error);
     } catch (const Error& e) {
       if (!reason || e.code() != ErrorCode::kInternal) reason = error;
-    } catch (...) {
-      reason = error;
+    } catch (const std::exception& e) {
+      reason =
+          std::make_exception_ptr(Error(ErrorCode::kUnavailable, concat("the engine cannot be loaded: ", e.what())));
     }
   }
   if (reason) std::rethrow_exception(reason);
@@ -127,7 +147,8 @@ void Engine::run_guarded(Rank& rank, Step& step) {
     rank.runner->run(step);
   } catch (...) {
     std::lock_guard lock(mutex_);
-    if (!step.error) step.error = std::current_exception();
+    step.failed = true;
+    if (!failure_) failure_ = std::current_exception();
     abort_groups();
   }
 }
@@ -144,10 +165,14 @@ void Engine::submit(Step& step) {
 void Engine::wait(Step& step) {
   std::unique_lock lock(mutex_);
   done_.wait(lock, [&] { return step.ranks_left == 0; });
-  if (step.error) std::rethrow_exception(step.error);
+  if (step.failed) std::rethrow_exception(failure_);
 }
 
 void Engine::recover() {
+  {
+    std::lock_guard lock(mutex_);
+    failure_ = nullptr;
+  }
   for (auto& group : tensor_groups_) group->reset();
   pipeline_->reset();
 }
@@ -163,6 +188,7 @@ void Engine::stop() {
     stopping_ = true;
     for (auto& rank : ranks_) rank->wake.notify_all();
   }
+  abort_groups();  // a rank may be waiting for one that takes no further step
   for (auto& rank : ranks_)
     if (rank->thread.joinable()) rank->thread.join();
 }

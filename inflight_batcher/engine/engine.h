@@ -2,6 +2,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -13,9 +14,9 @@
 
 namespace inflight {
 
-/// A plan bound to devices: one thread a rank, weights loaded and sharded, memory planned. Steps go in in order and come
-/// out in order; with several pipeline stages, as many can be under way.
-/// One thread calls submit, wait and recover.
+/// A plan bound to devices: one thread a rank, weights loaded and sharded, memory planned. Steps go in in order and
+/// come out in order; with several pipeline stages, as many can be under way. One thread calls submit, wait and
+/// recover.
 class Engine {
  public:
   /// Throws Error when the plan cannot be read, loaded or run here.
@@ -34,8 +35,8 @@ class Engine {
 
   void submit(Step& step);
 
-  /// Blocks until the step has been through all ranks. Rethrows what went wrong in it; then every step still under way
-  /// fails too, and the engine takes no further ones until recover(), called with nothing under way.
+  /// Blocks until the step has been through all ranks. Throws what went wrong first, in this step or in another one
+  /// under way: those fail with it, and so does every further one until recover(), called with nothing under way.
   void wait(Step& step);
   void recover();
 
@@ -61,8 +62,9 @@ class Engine {
   std::vector<std::unique_ptr<ThreadGroup>> tensor_groups_;  // by stage
   std::unique_ptr<ThreadGroup> pipeline_;
   std::vector<std::unique_ptr<Rank>> ranks_;
-  std::mutex mutex_;  // guards the queues, the steps' ranks_left and error, stopping_
+  std::mutex mutex_;  // guards the queues, the steps' ranks_left and failed, failure_, stopping_
   std::condition_variable done_;
+  std::exception_ptr failure_;  // the first one since recover(): others only follow from it
   bool stopping_ = false;
 };
 

@@ -13,6 +13,11 @@ void OpBinding::use(int slot) {
   Slot& s = state_.program.slots[slot];
   if (s.first_use < 0) s.first_use = index_;
   s.last_use = std::max(s.last_use, index_);
+  if (s.rows == Rows::kLogits) note_logits_rows();
+}
+
+void OpBinding::note_logits_rows() {
+  if (state_.first_logits_op < 0) state_.first_logits_op = index_;
 }
 
 int OpBinding::input(const std::string& name) {
@@ -21,11 +26,12 @@ int OpBinding::input(const std::string& name) {
   used_.insert("input " + name);
   const std::string& tensor = operand->second;
   if (const auto gone = state_.overwritten.find(tensor); gone != state_.overwritten.end())
-    fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is tensor '", tensor, "', which '", gone->second,
-                                             "' has overwritten in place"));
+    fail(ErrorCode::kInvalidArgument,
+         concat("input '", name, "' is tensor '", tensor, "', which '", gone->second, "' has overwritten in place"));
   const auto found = state_.scope.find(tensor);
   if (found == state_.scope.end())
-    fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is tensor '", tensor, "', which no op before it defines"));
+    fail(ErrorCode::kInvalidArgument,
+         concat("input '", name, "' is tensor '", tensor, "', which no op before it defines"));
   use(found->second);
   return found->second;
 }
@@ -39,8 +45,9 @@ GraphInput OpBinding::graph_input(const std::string& name) {
   used_.insert("input " + name);
   const auto found = kInputs.find(operand->second);
   if (found == kInputs.end())
-    fail(ErrorCode::kInvalidArgument, concat("input '", name, "' is '", operand->second,
-                                             "', wanted one of token_ids, positions, logits_rows"));
+    fail(ErrorCode::kInvalidArgument,
+         concat("input '", name, "' is '", operand->second, "', wanted one of token_ids, positions, logits_rows"));
+  if (found->second == GraphInput::kLogitsRows) note_logits_rows();
   return found->second;
 }
 
@@ -55,7 +62,8 @@ TensorView OpBinding::optional_weight(const std::string& name) {
   if (operand == op_.weights.end()) return TensorView();
   used_.insert("weight " + name);
   try {
-    return state_.weights.get(substitute_layer(operand->second, unit_first_layer_));
+    const std::string& pattern = operand->second;
+    return state_.weights.get(unit_first_layer_ < 0 ? pattern : substitute_layer(pattern, unit_first_layer_));
   } catch (const Error& e) {
     fail(e.code(), e.what());
   }
@@ -66,7 +74,8 @@ int OpBinding::output(const std::string& name, Rows rows, int64_t width, DType d
   if (operand == op_.outputs.end()) fail(ErrorCode::kInvalidArgument, concat("output '", name, "' is missing"));
   used_.insert("output " + name);
   if (state_.scope.contains(operand->second))
-    fail(ErrorCode::kInvalidArgument, concat("output '", name, "' defines tensor '", operand->second, "' a second time"));
+    fail(ErrorCode::kInvalidArgument,
+         concat("output '", name, "' defines tensor '", operand->second, "' a second time"));
   state_.program.slots.push_back({rows, width, dtype});
   const int slot = static_cast<int>(state_.program.slots.size()) - 1;
   state_.scope[operand->second] = slot;
@@ -80,7 +89,12 @@ int OpBinding::output_in_place(const std::string& name, const std::string& input
   if (operand == op_.outputs.end()) fail(ErrorCode::kInvalidArgument, concat("output '", name, "' is missing"));
   used_.insert("output " + name);
   if (state_.scope.contains(operand->second))
-    fail(ErrorCode::kInvalidArgument, concat("output '", name, "' defines tensor '", operand->second, "' a second time"));
+    fail(ErrorCode::kInvalidArgument,
+         concat("output '", name, "' defines tensor '", operand->second, "' a second time"));
+  // Behind the first op on logits rows all runs once per slice of them, but an activation can be overwritten only once.
+  if (state_.first_logits_op >= 0 && this->slot(slot).rows == Rows::kTokens)
+    fail(ErrorCode::kUnsupported,
+         concat("it overwrites tensor '", op_.inputs.at(input_name), "' in place behind an op on logits rows"));
   state_.overwritten[op_.inputs.at(input_name)] = label_;
   state_.scope[operand->second] = slot;
   return slot;
@@ -88,7 +102,8 @@ int OpBinding::output_in_place(const std::string& name, const std::string& input
 
 double OpBinding::number(const std::string& name) {
   const auto found = op_.numbers.find(name);
-  if (found == op_.numbers.end()) fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' (a number) is missing"));
+  if (found == op_.numbers.end())
+    fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' (a number) is missing"));
   used_.insert("attribute " + name);
   return found->second;
 }
@@ -109,23 +124,26 @@ std::string OpBinding::word(const std::string& name) {
 
 TensorView OpBinding::constant(const std::string& name, int64_t first, int64_t count) {
   const auto found = op_.sequences.find(name);
-  if (found == op_.sequences.end()) fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' (a list) is missing"));
+  if (found == op_.sequences.end())
+    fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' (a list) is missing"));
   used_.insert("attribute " + name);
   const auto size = static_cast<int64_t>(found->second.size());
   if (size == 0) return TensorView();
   if (count < 0) count = size - first;
   if (first + count > size)
     fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' has ", size, " numbers, wanted ", first + count));
-  auto values = std::make_shared<std::vector<float>>(found->second.begin() + first, found->second.begin() + first + count);
+  auto values =
+      std::make_shared<std::vector<float>>(found->second.begin() + first, found->second.begin() + first + count);
   state_.constants.push_back(values);
   return TensorView(values->data(), DType::kFloat32, {count});
 }
 
 const PlanKvLayer& OpBinding::kv_description() {
-  const int layer = unit_first_layer_ + integer("layer");
-  if (layer >= static_cast<int>(state_.plan.kv_layers.size()))
-    fail(ErrorCode::kInvalidArgument, concat("it belongs to layer ", layer, ", kv_cache describes ", state_.plan.kv_layers.size()));
-  return state_.plan.kv_layers[layer];
+  if (unit_first_layer_ < 0) fail(ErrorCode::kInvalidArgument, "only an op of the layers block has a KV cache");
+  const int layer = integer("layer");
+  if (layer >= state_.plan.unit_layers)
+    fail(ErrorCode::kInvalidArgument, concat("it belongs to layer ", layer, " of a unit of ", state_.plan.unit_layers));
+  return state_.plan.kv_layers[unit_first_layer_ + layer];
 }
 
 int OpBinding::kv_layer() {
@@ -136,7 +154,8 @@ int OpBinding::kv_layer() {
 void OpBinding::check_all_used() const {
   const auto refuse_unused = [&](const auto& operands, const std::string& kind) {
     for (const auto& [name, value] : operands)
-      if (!used_.contains(kind + " " + name)) fail(ErrorCode::kInvalidArgument, concat("unknown ", kind, " '", name, "'"));
+      if (!used_.contains(kind + " " + name))
+        fail(ErrorCode::kInvalidArgument, concat("unknown ", kind, " '", name, "'"));
   };
   refuse_unused(op_.inputs, "input");
   refuse_unused(op_.weights, "weight");

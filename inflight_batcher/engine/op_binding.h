@@ -21,18 +21,22 @@ struct BuildState {
   const OpTable& table;
   WeightStore& weights;
   Communicator& tensor_group;
-  int first_layer = 0;  // of the stage
+  int first_layer = 0;       // of the stage
+  int first_logits_op = -1;  // index of the first op that works on logits rows
   int tp_size() const { return tensor_group.size(); }
 
   Program program;
-  std::map<std::string, int> scope;      // tensor name -> slot
+  std::map<std::string, int> scope;                // tensor name -> slot
   std::map<std::string, std::string> overwritten;  // tensor name -> op that reused its memory
   std::vector<std::shared_ptr<std::vector<float>>> constants;
 };
 
-/// One plan op while it is bound: hands out its operands and attributes, checks them, and refuses what nobody asked for.
+/// One plan op while it is bound: hands out its operands and attributes, checks them, and refuses what nobody asked
+/// for.
 class OpBinding {
  public:
+  static constexpr int kOutsideLayers = -1;  // `unit_first_layer` of an op that belongs to no layer
+
   OpBinding(BuildState& state, const PlanOp& op, int unit_first_layer, std::string label, int index);
 
   const OpTable& table() const { return state_.table; }
@@ -68,6 +72,7 @@ class OpBinding {
 
  private:
   void use(int slot);
+  void note_logits_rows();
 
   BuildState& state_;
   const PlanOp& op_;

@@ -51,6 +51,7 @@ Run bind_gather_rows(OpBinding& op) {
   const auto kernel = require_kernel(op, op.table().gather_rows);
   const int x = op.input("x");
   require(op, op.graph_input("rows") == GraphInput::kLogitsRows, "rows must be logits_rows");
+  require(op, op.slot(x).rows == Rows::kTokens, "x has been gathered already");
   const int out = op.output("out", Rows::kLogits, op.slot(x).width, op.slot(x).dtype);
   return [=](const RunContext& run) { kernel({run.view(x), run.batch->logits_rows, run.view(out)}, *run.device); };
 }
@@ -84,8 +85,17 @@ NormOperands bind_norm_operands(OpBinding& op, bool with_bias) {
   norm.weight = op.weight("weight");
   if (with_bias) norm.bias = op.optional_weight("bias");
   norm.epsilon = static_cast<float>(op.number("epsilon"));
-  require(op, norm.weight.elements() == x.width, concat("weight is ", describe(norm.weight), ", the input has width ", x.width));
-  if (op.has_input("residual")) norm.residual = op.output_in_place("residual", "residual");
+  const auto fits = [&](const TensorView& view) { return view && view.rank == 1 && view.elements() == x.width; };
+  require(op, fits(norm.weight), concat("weight is ", describe(norm.weight), ", the input has width ", x.width));
+  require(op, !norm.bias || fits(norm.bias),
+          concat("bias is ", describe(norm.bias), ", the input has width ", x.width));
+  if (op.has_input("residual")) {
+    norm.residual = op.output_in_place("residual", "residual");
+    const Slot& residual = op.slot(norm.residual);
+    require(
+        op, norm.residual != norm.x && residual.width == x.width && residual.rows == x.rows,
+        concat("the residual has width ", residual.width, ", wanted another tensor of the input's width ", x.width));
+  }
   norm.out = op.output("out", x.rows, x.width, x.dtype);
   return norm;
 }
@@ -148,8 +158,9 @@ LocalHeads local_heads(OpBinding& op) {
   const int tp = op.tp_size();
   require(op, heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
           concat(heads, " query heads do not divide into ", kv_heads, " KV heads"));
-  require(op, heads % tp == 0 && (kv_heads % tp == 0 || tp % kv_heads == 0),
-          concat(heads, " query heads and ", kv_heads, " KV heads cannot be divided among ", tp, " tensor-parallel ranks"));
+  require(
+      op, heads % tp == 0 && (kv_heads % tp == 0 || tp % kv_heads == 0),
+      concat(heads, " query heads and ", kv_heads, " KV heads cannot be divided among ", tp, " tensor-parallel ranks"));
   const PlanKvLayer& layer = op.kv_description();
   require(op, layer.num_kv_heads == kv_heads && layer.head_size == op.integer("head_size"),
           concat("kv_cache has ", layer.num_kv_heads, " heads of ", layer.head_size, ", the op has ", kv_heads, " of ",
@@ -162,15 +173,17 @@ Run bind_rope_kv_write(OpBinding& op) {
   const auto kernel = require_kernel(op, op.table().rope_kv_write);
   const LocalHeads heads = local_heads(op);
   const int qkv = op.input("qkv");
-  require(op, op.slot(qkv).width == (heads.query + 2 * heads.kv) * heads.head_size,
+  require(op,
+          op.slot(qkv).rows == Rows::kTokens && op.slot(qkv).width == (heads.query + 2 * heads.kv) * heads.head_size,
           concat("qkv has width ", op.slot(qkv).width, ", wanted ", (heads.query + 2 * heads.kv) * heads.head_size));
   const int layer = op.kv_layer();
   RopeKvWriteArgs args;
   args.inverse_frequencies = op.constant("inverse_frequencies");
   args.rope_scale = static_cast<float>(op.number("rope_scale"));
   args.interleaved = op.flag("interleaved");
-  require(op, !args.inverse_frequencies || args.inverse_frequencies.shape[0] * 2 <= heads.head_size,
-          concat(args.inverse_frequencies.elements(), " frequencies are more than half of head size ", heads.head_size));
+  require(
+      op, !args.inverse_frequencies || args.inverse_frequencies.shape[0] * 2 <= heads.head_size,
+      concat(args.inverse_frequencies.elements(), " frequencies are more than half of head size ", heads.head_size));
   const int q = op.output("q", Rows::kTokens, heads.query * heads.head_size);
   return [=](const RunContext& run) mutable {
     args.qkv = run.view(qkv);
@@ -184,12 +197,14 @@ Run bind_attention(OpBinding& op) {
   const auto kernel = require_kernel(op, op.table().attention);
   const LocalHeads heads = local_heads(op);
   const int q = op.input("q");
-  require(op, op.slot(q).width == heads.query * heads.head_size,
+  require(op, op.slot(q).rows == Rows::kTokens && op.slot(q).width == heads.query * heads.head_size,
           concat("q has width ", op.slot(q).width, ", wanted ", heads.query * heads.head_size));
   const int layer = op.kv_layer();
   AttentionArgs args;
   args.scale = static_cast<float>(op.number("scale"));
   args.window = op.integer("window");
+  require(op, args.window == op.kv_description().window,
+          concat("window is ", args.window, ", kv_cache has ", op.kv_description().window));
   args.soft_cap = static_cast<float>(op.number("soft_cap"));
   args.alibi_slopes = op.constant("alibi_slopes", heads.query * op.tp_rank(), heads.query);
   const int out = op.output("out", Rows::kTokens, heads.query * heads.head_size);

@@ -36,8 +36,8 @@ void read_attribute(const std::string& name, const json& value, PlanOp& op) {
   } else if (value.is_array() && std::all_of(value.begin(), value.end(), [](const json& x) { return x.is_number(); })) {
     op.sequences[name] = value.get<std::vector<double>>();
   } else {
-    throw Error(ErrorCode::kInvalidArgument,
-                concat("attribute '", name, "' of op '", op.op, "' is neither number, boolean, text nor list of numbers"));
+    throw Error(ErrorCode::kInvalidArgument, concat("attribute '", name, "' of op '", op.op,
+                                                    "' is neither number, boolean, text nor list of numbers"));
   }
 }
 
@@ -65,8 +65,9 @@ PlanSource read_source(const json& item) {
   if (item.contains("slice")) {
     const json& slice = item.at("slice");
     source.slice = {slice.at("axis").get<int>(), slice.at("start").get<int64_t>(), slice.at("stop").get<int64_t>()};
-    check(source.slice->start < source.slice->stop, ErrorCode::kInvalidArgument, "slice of tensor '", source.tensor,
-          "' starts at ", source.slice->start, " and stops at ", source.slice->stop);
+    check(source.slice->start >= 0 && source.slice->start < source.slice->stop, ErrorCode::kInvalidArgument,
+          "slice of tensor '", source.tensor, "' starts at ", source.slice->start, " and stops at ",
+          source.slice->stop);
   }
   return source;
 }
@@ -105,6 +106,9 @@ void check_consistency(const Plan& plan) {
         plan.num_layers, " layers");
   check(static_cast<int>(plan.kv_layers.size()) == plan.num_layers, ErrorCode::kInvalidArgument, "kv_cache describes ",
         plan.kv_layers.size(), " layers, but the network has ", plan.num_layers);
+  for (const PlanKvLayer& layer : plan.kv_layers)
+    check(static_cast<int64_t>(layer.num_kv_heads) * layer.head_size <= INT32_MAX, ErrorCode::kInvalidArgument,
+          "kv_cache describes ", layer.num_kv_heads, " heads of ", layer.head_size, ", together more than ", INT32_MAX);
 }
 
 json parse_file(const std::filesystem::path& path) {
@@ -122,8 +126,8 @@ json parse_file(const std::filesystem::path& path) {
 void check_version(const json& document) {
   if (!document.is_object() || !document.contains("version") || !document["version"].is_number_integer()) return;
   const int version = document["version"];
-  check(version == kFormatVersion, ErrorCode::kUnsupported, "its format version is ", version, ", this build reads version ",
-        kFormatVersion);
+  check(version == kFormatVersion, ErrorCode::kUnsupported, "its format version is ", version,
+        ", this build reads version ", kFormatVersion);
 }
 
 }  // namespace

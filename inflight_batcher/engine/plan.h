@@ -60,7 +60,8 @@ struct PlanOutput {
   std::string block;
 };
 
-/// plan.json as data: what a network computes and where its weights lie (tools/inflight/plan.schema.json says the format).
+/// plan.json as data: what a network computes and where its weights lie (tools/inflight/plan.schema.json says the
+/// format).
 struct Plan {
   std::string family;
   int vocabulary_size = 0;
@@ -83,8 +84,8 @@ struct Plan {
   std::vector<PlanOutput> outputs;
 };
 
-/// Reads `directory`/plan.json. Throws Error: kNotFound without that file, kInvalidArgument where the document breaks the
-/// schema or contradicts itself (the text names the place), kUnsupported for another format version.
+/// Reads `directory`/plan.json. Throws Error: kNotFound without that file, kInvalidArgument where the document breaks
+/// the schema or contradicts itself (the text names the place), kUnsupported for another format version.
 Plan read_plan(const std::filesystem::path& directory);
 
 /// "layers.{layer}.x" -> "layers.4.x", "{layer+1}" -> "5", for a unit that starts at layer 4.

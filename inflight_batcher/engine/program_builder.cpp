@@ -10,7 +10,9 @@ class Builder {
  public:
   Builder(const Plan& plan, const OpTable& table, WeightStore& weights, Communicator& group, const Topology& topology,
           int stage)
-      : plan_(plan), state_{plan, table, weights, group, 0, {}, {}, {}, {}}, first_stage_(stage == 0),
+      : plan_(plan),
+        state_{plan, table, weights, group, 0, -1, {}, {}, {}, {}},
+        first_stage_(stage == 0),
         last_stage_(stage == topology.pipeline_parallel - 1) {
     check(plan.repeat >= topology.pipeline_parallel, ErrorCode::kInvalidArgument, "the network has ", plan.repeat,
           " repeating units, which cannot be divided among ", topology.pipeline_parallel, " pipeline stages");
@@ -20,8 +22,9 @@ class Builder {
 
   BuiltProgram build(int64_t max_tokens, int64_t max_logits_rows) {
     if (first_stage_) {
-      add_ops(plan_.prologue, "prologue", 0, state_.program.body);
-      add_captures("prologue", -1, state_.program.body);
+      add_ops(plan_.prologue, "prologue", OpBinding::kOutsideLayers);
+      add_captures("prologue", -1);
+      hand_on([](const auto& pair) { return pair.first; }, "the layers block is entered with");
     } else {
       receive_carry();
     }
@@ -33,7 +36,8 @@ class Builder {
   }
 
  private:
-  void add_ops(const std::vector<PlanOp>& ops, const std::string& block, int first_layer, std::vector<BoundOp>& out) {
+  // What works on logits rows runs once per slice of them; what stands in front, once.
+  void add_ops(const std::vector<PlanOp>& ops, const std::string& block, int first_layer) {
     for (const PlanOp& op : ops) {
       const std::string target = op.outputs.empty() ? "" : " -> " + op.outputs.begin()->second;
       std::string label = block + ", op '" + op.op + "'" + target;
@@ -47,35 +51,41 @@ class Builder {
         throw Error(e.code(), concat(label, ": ", text));
       }
       binding.check_all_used();
-      out.push_back({std::move(label), std::move(run)});
+      const bool per_slice = state_.first_logits_op >= 0;
+      if (per_slice && block != "epilogue")
+        binding.fail(ErrorCode::kInvalidArgument, "only the epilogue may work on logits rows");
+      (per_slice ? state_.program.epilogue : state_.program.body).push_back({std::move(label), std::move(run)});
     }
   }
 
   // A unit's names are its own: only the carry crosses from one unit to the next, under the entry names.
   void add_unit(int unit) {
     const int first_layer = unit * plan_.unit_layers;
-    add_ops(plan_.unit, concat("layer ", first_layer), first_layer, state_.program.body);
-    add_captures("layers", first_layer, state_.program.body);
+    add_ops(plan_.unit, concat("layer ", first_layer), first_layer);
+    add_captures("layers", first_layer);
+    hand_on([](const auto& pair) { return pair.second; }, "the layers block carries");
+  }
+
+  template <typename NameOf>
+  void hand_on(const NameOf& name_of, const std::string& why) {
     std::map<std::string, int> handed_on;
-    for (const auto& [entry, exit] : plan_.carry) handed_on[entry] = slot_of(exit, "the layers block carries");
+    for (const auto& pair : plan_.carry) handed_on[pair.first] = slot_of(name_of(pair), why);
     state_.scope = std::move(handed_on);
     state_.overwritten.clear();
   }
 
   void add_epilogue() {
-    add_ops(plan_.epilogue, "epilogue", 0, state_.program.epilogue);
-    add_captures("epilogue", -1, state_.program.epilogue);
+    add_ops(plan_.epilogue, "epilogue", OpBinding::kOutsideLayers);
+    add_captures("epilogue", -1);
     state_.program.logits = slot_of("logits", "the epilogue must define");
     const Slot& logits = state_.program.slots[state_.program.logits];
     check(logits.rows == Rows::kLogits && logits.width == plan_.vocabulary_size, ErrorCode::kInvalidArgument,
           "logits have width ", logits.width, ", the vocabulary has ", plan_.vocabulary_size, " entries");
     // The epilogue runs once per slice of rows: what it reads from the body has to survive all slices.
     for (Slot& slot : state_.program.slots)
-      if (slot.rows == Rows::kTokens && slot.last_use >= epilogue_start()) slot.last_use = next_index_;
+      if (slot.rows == Rows::kTokens && slot.last_use >= state_.first_logits_op) slot.last_use = next_index_;
     state_.program.slots[state_.program.logits].last_use = next_index_;
   }
-
-  int epilogue_start() const { return next_index_ - static_cast<int>(state_.program.epilogue.size()); }
 
   void receive_carry() {
     for (const auto& [entry, exit] : plan_.carry) {
@@ -93,27 +103,33 @@ class Builder {
       const int slot = slot_of(entry, "the layers block carries");
       Slot& carried = state_.program.slots[slot];
       check(carried.rows == Rows::kTokens && carried.width == plan_.hidden_size, ErrorCode::kInvalidArgument,
-            "the layers block carries '", entry, "' of width ", carried.width, ", wanted the hidden size ", plan_.hidden_size);
+            "the layers block carries '", entry, "' of width ", carried.width, ", wanted the hidden size ",
+            plan_.hidden_size);
       carried.last_use = next_index_;
       state_.program.carry_out.push_back(slot);
     }
   }
 
   // A marked tensor is copied where its block ends: what comes behind may reuse its memory.
-  void add_captures(const std::string& block, int layer, std::vector<BoundOp>& out) {
+  // It is done before the slices of the epilogue, so the copy is its own from there on.
+  void add_captures(const std::string& block, int layer) {
     for (const PlanOutput& output : plan_.outputs) {
       if (output.block != block) continue;
       const int marked = slot_of(output.tensor, "a marked output names");
       Slot copy = state_.program.slots[marked];
       check(copy.rows == Rows::kTokens, ErrorCode::kUnsupported, "marked output '", output.name,
             "' has a row per logits row; only tensors with a row per token can be marked");
-      state_.program.slots[marked].last_use = copy.first_use = copy.last_use = next_index_++;
+      const bool per_slice = state_.first_logits_op >= 0;
+      check(!per_slice || copy.first_use < state_.first_logits_op, ErrorCode::kUnsupported, "marked output '",
+            output.name, "' is computed behind an op on logits rows");
+      copy.first_use = per_slice ? state_.first_logits_op : next_index_;
+      state_.program.slots[marked].last_use = copy.last_use = next_index_++;
       state_.program.slots.push_back(copy);
       const int slot = static_cast<int>(state_.program.slots.size()) - 1;
-      out.push_back({"marked output '" + output.name + "'", [=](const RunContext& run) {
-                       const TensorView source = run.view(marked);
-                       run.device->copy(run.view(slot).data, source.data, source.bytes());
-                     }});
+      state_.program.body.push_back({"marked output '" + output.name + "'", [=](const RunContext& run) {
+                                       const TensorView source = run.view(marked);
+                                       run.device->copy(run.view(slot).data, source.data, source.bytes());
+                                     }});
       state_.program.captures.push_back({output.name, layer, slot});
     }
   }

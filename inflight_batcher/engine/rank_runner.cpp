@@ -26,8 +26,7 @@ void Step::clear() {
   logits.clear();
   captures.clear();
   table_width = max_query_length = max_context_length = 0;
-  return_captures = false;
-  error = nullptr;
+  return_captures = failed = false;
 }
 
 RankRunner::RankRunner(const Plan& plan, const RankConfig& config, Communicator& tensor_group, Communicator& pipeline)
@@ -39,8 +38,8 @@ RankRunner::RankRunner(const Plan& plan, const RankConfig& config, Communicator&
       pipeline_(pipeline),
       device_(config.threads),
       weights_(plan, tensor_group.rank(), tensor_group.size()),
-      built_(build_program(plan, cpu::op_table(), weights_, tensor_group, config.topology, stage_, config.max_num_tokens,
-                           config.max_logits_rows)),
+      built_(build_program(plan, cpu::op_table(), weights_, tensor_group, config.topology, stage_,
+                           config.max_num_tokens, config.max_logits_rows)),
       arena_(std::make_unique<HostMemory>(built_.program.arena_bytes)) {
   allocate_kv_cache(plan);
 }
@@ -53,7 +52,8 @@ void RankRunner::allocate_kv_cache(const Plan& plan) {
   const auto layer_shape = [&](int layer) {
     const PlanKvLayer& kv = plan.kv_layers[layer];
     const auto [head, head_end] = units_of_rank(kv.num_kv_heads, config_.topology.tp_rank_of(config_.rank), tp);
-    return TensorView(nullptr, DType::kFloat32, {config_.num_blocks, head_end - head, config_.block_size, kv.head_size});
+    return TensorView(nullptr, DType::kFloat32,
+                      {config_.num_blocks, head_end - head, config_.block_size, kv.head_size});
   };
   size_t bytes = 0;
   for (int layer = first; layer < last; ++layer) bytes += 2 * layer_shape(layer).bytes();
@@ -94,6 +94,10 @@ void RankRunner::run_ops(const std::vector<BoundOp>& ops, const BatchView& batch
       op.run(context);
     } catch (const Error& e) {
       throw Error(e.code(), concat(op.label, ": ", e.what()));
+    } catch (const std::exception& e) {
+      throw Error(ErrorCode::kInternal, concat(op.label, ": ", e.what()));
+    } catch (...) {  // an op of one's own may throw anything
+      throw Error(ErrorCode::kInternal, concat(op.label, ": it threw something that is no std::exception"));
     }
   }
 }
@@ -104,9 +108,11 @@ void RankRunner::run(Step& step) {
   if (!step.copies.empty()) cpu::op_table().copy_kv_blocks(kv_cache_, step.copies, device_);
 
   const RunContext context{nullptr, nullptr, &batch, arena_->data(), &program.slots, nullptr};
-  for (int slot : program.carry_in) pipeline_.receive(context.view(slot), config_.rank - config_.topology.tensor_parallel);
+  for (int slot : program.carry_in)
+    pipeline_.receive(context.view(slot), config_.rank - config_.topology.tensor_parallel);
   run_ops(program.body, batch);
-  for (int slot : program.carry_out) pipeline_.send(context.view(slot), config_.rank + config_.topology.tensor_parallel);
+  for (int slot : program.carry_out)
+    pipeline_.send(context.view(slot), config_.rank + config_.topology.tensor_parallel);
 
   if (last_stage_) run_epilogue(step, batch);
   if (answers_ && step.return_captures) {

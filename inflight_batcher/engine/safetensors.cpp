@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -20,17 +21,17 @@ constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // as the reference reader al
 
 // Unknown dtypes are kept out of the table, so that only using such a tensor is an error.
 std::optional<DType> dtype_from(const std::string& name) {
-  static const std::map<std::string, DType> kTypes = {{"F32", DType::kFloat32}, {"F16", DType::kFloat16},
+  static const std::map<std::string, DType> kTypes = {{"F32", DType::kFloat32},   {"F16", DType::kFloat16},
                                                       {"BF16", DType::kBfloat16}, {"I32", DType::kInt32},
-                                                      {"I64", DType::kInt64},   {"U8", DType::kUInt8}};
+                                                      {"I64", DType::kInt64},     {"U8", DType::kUInt8}};
   const auto found = kTypes.find(name);
   return found == kTypes.end() ? std::nullopt : std::optional(found->second);
 }
 
 uint64_t checked_bytes(const std::vector<int64_t>& shape, DType dtype, uint64_t limit) {
   uint64_t bytes = size_of(dtype);
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
   for (int64_t dim : shape) {
-    if (dim == 0) return 0;
     if (dim < 0 || bytes > limit / static_cast<uint64_t>(dim)) return UINT64_MAX;
     bytes *= static_cast<uint64_t>(dim);
   }
@@ -42,7 +43,7 @@ uint64_t checked_bytes(const std::vector<int64_t>& shape, DType dtype, uint64_t 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   check(fd >= 0, ErrorCode::kNotFound, "cannot open weights file ", path.string(), ": ", std::strerror(errno));
-  struct stat status {};
+  struct stat status{};
   const bool known = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
   size_ = known ? static_cast<size_t>(status.st_size) : 0;
   void* mapped = size_ >= 8 ? ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
@@ -70,13 +71,19 @@ void SafetensorsFile::read_header() {
         path_.string(), " claims ", header_bytes, " bytes, the file has ", size_);
   const char* text = reinterpret_cast<const char*>(data_ + 8);
   const nlohmann::json header = nlohmann::json::parse(text, text + header_bytes);
+  check(header.is_object(), ErrorCode::kInvalidArgument, "header of ", path_.string(), " is of type ",
+        header.type_name(), ", wanted an object");
   const uint64_t available = size_ - 8 - header_bytes;
   const std::byte* base = data_ + 8 + header_bytes;
 
   for (const auto& [name, item] : header.items()) {
     if (name == "__metadata__") continue;
-    const std::optional<DType> dtype = dtype_from(item.at("dtype").get<std::string>());
-    if (!dtype) continue;
+    const auto stored_dtype = item.at("dtype").get<std::string>();
+    const std::optional<DType> dtype = dtype_from(stored_dtype);
+    if (!dtype) {
+      foreign_.emplace(name, stored_dtype);
+      continue;
+    }
     Tensor tensor{*dtype, item.at("shape").get<std::vector<int64_t>>(), nullptr};
     const uint64_t start = item.at("data_offsets").at(0).get<uint64_t>();
     const uint64_t stop = item.at("data_offsets").at(1).get<uint64_t>();
@@ -91,7 +98,13 @@ void SafetensorsFile::read_header() {
 
 const SafetensorsFile::Tensor& SafetensorsFile::at(const std::string& name) const {
   const auto found = tensors_.find(name);
-  check(found != tensors_.end(), ErrorCode::kNotFound, "no tensor '", name, "' of a known dtype in ", path_.string());
+  if (found == tensors_.end()) {
+    const auto foreign = foreign_.find(name);
+    check(foreign == foreign_.end(), ErrorCode::kUnsupported, "tensor '", name, "' of ", path_.string(),
+          " is stored as ", foreign == foreign_.end() ? "" : foreign->second,
+          ", wanted one of F32, F16, BF16, I32, I64, U8");
+    throw Error(ErrorCode::kNotFound, concat("no tensor '", name, "' in ", path_.string()));
+  }
   return found->second;
 }
 

@@ -19,13 +19,13 @@ class SafetensorsFile {
     const std::byte* data = nullptr;  // inside the mapping
   };
 
-  /// Throws Error: kNotFound, kInvalidArgument (a header that lies about sizes, offsets or shapes), kUnsupported (dtype).
+  /// Throws Error: kNotFound, kInvalidArgument (a header that lies about sizes, offsets or shapes).
   explicit SafetensorsFile(const std::filesystem::path& path);
   ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
   SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
-  /// Throws Error(kNotFound) naming the file and the tensor.
+  /// Throws Error naming the file and the tensor: kNotFound, kUnsupported (a dtype that DType does not have).
   const Tensor& at(const std::string& name) const;
 
   /// Tells the kernel that pages of this range may go (they were copied elsewhere).
@@ -38,6 +38,7 @@ class SafetensorsFile {
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
   std::map<std::string, Tensor> tensors_;
+  std::map<std::string, std::string> foreign_;  // tensor -> dtype without a DType: only using it is an error
 };
 
 }  // namespace inflight

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <exception>
 #include <map>
 #include <string>
 #include <vector>
@@ -11,8 +10,9 @@
 
 namespace inflight {
 
-/// One step on its way through the ranks: the packed description that all of them read, and what the last stage answers.
-/// The caller keeps it alive and untouched from Engine::submit to Engine::wait; vectors are cleared, not freed, for reuse.
+/// One step on its way through the ranks: the packed description that all of them read, and what the last stage
+/// answers. The caller keeps it alive and untouched from Engine::submit to Engine::wait; vectors are cleared, not
+/// freed, for reuse.
 struct Step {
   // T tokens of S sequences, as BatchView describes them.
   std::vector<int32_t> token_ids;
@@ -24,20 +24,20 @@ struct Step {
   int table_width = 0;
   int max_query_length = 0;
   int max_context_length = 0;
-  std::vector<KvBlockCopy> copies;    // run before anything else of the step
+  std::vector<KvBlockCopy> copies;  // run before anything else of the step
 
   // Rows of which logits are computed: first those that sample, then those that are only returned.
   std::vector<int32_t> logits_rows;
-  std::vector<SamplingRow> sampling;  // one for each of the leading rows
-  std::vector<uint8_t> return_logits; // by row of logits_rows
+  std::vector<SamplingRow> sampling;   // one for each of the leading rows
+  std::vector<uint8_t> return_logits;  // by row of logits_rows
   bool return_captures = false;
 
   // Answers.
-  std::vector<int32_t> tokens;        // by sampling row
-  std::vector<float> log_probs;       // by sampling row
-  std::vector<float> logits;          // [rows with return_logits, vocabulary], in row order
+  std::vector<int32_t> tokens;                         // by sampling row
+  std::vector<float> log_probs;                        // by sampling row
+  std::vector<float> logits;                           // [rows with return_logits, vocabulary], in row order
   std::map<std::string, std::vector<float>> captures;  // marked output (".layerN" appended in layers) -> [T, width]
-  std::exception_ptr error;
+  bool failed = false;
   int ranks_left = 0;
 
   void clear();

@@ -13,6 +13,7 @@ struct WeightStore::Part {
   int64_t row_start = 0, row_stop = 0;
   int64_t column_start = 0, column_stop = 0;
   bool transpose = false;
+  int64_t whole_rows = 0, whole_columns = 0;  // of all ranks together, transposed
 
   int64_t rows() const { return transpose ? column_stop - column_start : row_stop - row_start; }
   int64_t columns() const { return transpose ? row_stop - row_start : column_stop - column_start; }
@@ -28,13 +29,15 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+// `in` has the alignment that its place in the file gives it.
 template <typename T>
-void copy_transposed(const T* in, int64_t stride, int64_t rows, int64_t columns, T* out) {
+void copy_transposed(const std::byte* in, int64_t stride, int64_t rows, int64_t columns, std::byte* out) {
   constexpr int64_t kTile = 64;  // a tile of both sides stays in the first-level cache
   for (int64_t r0 = 0; r0 < rows; r0 += kTile)
     for (int64_t c0 = 0; c0 < columns; c0 += kTile)
       for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r)
-        for (int64_t c = c0; c < std::min(columns, c0 + kTile); ++c) out[r * columns + c] = in[c * stride + r];
+        for (int64_t c = c0; c < std::min(columns, c0 + kTile); ++c)
+          std::memcpy(out + (r * columns + c) * sizeof(T), in + (c * stride + r) * sizeof(T), sizeof(T));
 }
 
 void cut(int64_t& start, int64_t& stop, int64_t cut_start, int64_t cut_stop) {
@@ -49,7 +52,8 @@ std::pair<int64_t, int64_t> units_of_rank(int64_t units, int rank, int size) {
   return {rank * units / size, (rank + 1) * units / size};
 }
 
-WeightStore::WeightStore(const Plan& plan, int tp_rank, int tp_size) : plan_(plan), tp_rank_(tp_rank), tp_size_(tp_size) {}
+WeightStore::WeightStore(const Plan& plan, int tp_rank, int tp_size)
+    : plan_(plan), tp_rank_(tp_rank), tp_size_(tp_size) {}
 
 WeightStore::~WeightStore() = default;
 
@@ -74,10 +78,12 @@ WeightStore::Part WeightStore::locate(const std::string& weight, const PlanWeigh
   if (source.slice) {
     auto& [axis, start, stop] = *source.slice;
     const int64_t limit = axis == 0 ? part.row_stop : part.column_stop;
-    check(stop <= limit, ErrorCode::kInvalidArgument, "weight '", weight, "' takes [", start, ", ", stop, ") of axis ", axis,
-          " of tensor '", source.tensor, "', which has ", limit);
+    check(stop <= limit, ErrorCode::kInvalidArgument, "weight '", weight, "' takes [", start, ", ", stop, ") of axis ",
+          axis, " of tensor '", source.tensor, "', which has ", limit);
     axis == 0 ? cut(part.row_start, part.row_stop, start, stop) : cut(part.column_start, part.column_stop, start, stop);
   }
+  part.whole_rows = part.rows();
+  part.whole_columns = part.columns();
   if (recipe.shard == Shard::kAxis0 || recipe.shard == Shard::kAxis1) {
     const bool stored_rows = (recipe.shard == Shard::kAxis0) != part.transpose;
     const int64_t extent = stored_rows ? part.row_stop - part.row_start : part.column_stop - part.column_start;
@@ -103,17 +109,16 @@ TensorView WeightStore::assemble(const PlanWeight& recipe, const std::vector<Par
       for (int64_t r = 0; r < part.rows(); ++r)
         std::memcpy(out + r * columns * element, part.begin() + r * part.stored_columns * element, columns * element);
     } else if (element == 2) {
-      copy_transposed(reinterpret_cast<const uint16_t*>(part.begin()), part.stored_columns, part.rows(), columns,
-                      reinterpret_cast<uint16_t*>(out));
+      copy_transposed<uint16_t>(part.begin(), part.stored_columns, part.rows(), columns, out);
     } else {
-      copy_transposed(reinterpret_cast<const float*>(part.begin()), part.stored_columns, part.rows(), columns,
-                      reinterpret_cast<float*>(out));
+      copy_transposed<float>(part.begin(), part.stored_columns, part.rows(), columns, out);
     }
     out += part.rows() * columns * element;
     if (part.contiguous()) part.file->release(part.begin(), part.rows() * columns * element);
   }
   std::byte* data = owned_.back().get();
-  return recipe.shape.size() == 2 ? TensorView(data, recipe.dtype, {rows, columns}) : TensorView(data, recipe.dtype, {rows});
+  return recipe.shape.size() == 2 ? TensorView(data, recipe.dtype, {rows, columns})
+                                  : TensorView(data, recipe.dtype, {rows});
 }
 
 TensorView WeightStore::get(const std::string& name) {
@@ -127,16 +132,14 @@ TensorView WeightStore::get(const std::string& name) {
   for (const PlanSource& source : recipe.sources) parts.push_back(locate(name, recipe, source));
   int64_t whole_rows = 0;
   for (const Part& part : parts) {
-    check(part.columns() == parts[0].columns(), ErrorCode::kInvalidArgument, "weight '", name, "' joins sources of ",
-          parts[0].columns(), " and ", part.columns(), " columns");
-    whole_rows += part.rows();
+    check(part.whole_columns == parts[0].whole_columns, ErrorCode::kInvalidArgument, "weight '", name,
+          "' joins sources of ", parts[0].whole_columns, " and ", part.whole_columns, " columns");
+    whole_rows += part.whole_rows;
   }
-  if (recipe.shard == Shard::kReplicated || recipe.shard == Shard::kFirstRank || tp_size_ == 1) {
-    const int64_t columns = recipe.shape.size() == 2 ? recipe.shape[1] : 1;
-    check(whole_rows == recipe.shape[0] && parts[0].columns() == columns, ErrorCode::kInvalidArgument, "weight '", name,
-          "' has shape ", shape_text(recipe.shape), " in the plan, its sources give [", whole_rows, ", ",
-          parts[0].columns(), "]");
-  }
+  const int64_t columns = recipe.shape.size() == 2 ? recipe.shape[1] : 1;
+  check(whole_rows == recipe.shape[0] && parts[0].whole_columns == columns, ErrorCode::kInvalidArgument, "weight '",
+        name, "' has shape ", shape_text(recipe.shape), " in the plan, its sources give [", whole_rows, ", ",
+        parts[0].whole_columns, "]");
 
   const Part& first = parts[0];
   const bool in_place = parts.size() == 1 && first.contiguous() &&

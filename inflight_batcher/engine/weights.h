@@ -11,9 +11,9 @@
 
 namespace inflight {
 
-/// The weights of one rank in host memory. A weight that is one stored tensor, whole or a run of its rows, is used where
-/// the file is mapped; everything else (concatenated, transposed, sliced by columns) is assembled into memory of its own,
-/// one weight at a time.
+/// The weights of one rank in host memory. A weight that is one stored tensor, whole or a run of its rows, is used
+/// where the file is mapped; everything else (concatenated, transposed, sliced by columns) is assembled into memory of
+/// its own, one weight at a time.
 class WeightStore {
  public:
   /// `tp_rank` of `tp_size` picks the shard of every weight.

@@ -66,7 +66,8 @@ void Executor::Impl::admit(std::shared_ptr<RequestState> request) {
 void Executor::Impl::add_to_scheduler(const SequencePtr& sequence) {
   const Request& request = sequence->request->request;
   const bool reuse = !request.output.context_logits && request.output.additional_outputs.empty();
-  scheduler_.add({sequence->id, request.input_ids, sequence->prompt_length() + request.max_tokens, request.priority, reuse});
+  scheduler_.add(
+      {sequence->id, request.input_ids, sequence->prompt_length() + request.max_tokens, request.priority, reuse});
 }
 
 void Executor::Impl::release_siblings(const SequencePtr& first) {
@@ -115,7 +116,6 @@ void Executor::Impl::feed_engine() {
       spare_steps_.push_back(std::move(flight));
       return;
     }
-    flight->sequences.clear();
     for (const Scheduler::Item& item : flight->plan.items) flight->sequences.push_back(sequences_.at(item.id));
     build_step(*flight, scheduler_, kv_cache_);
     update_stats(*flight);
@@ -136,6 +136,7 @@ void Executor::Impl::finish_oldest_step() {
   take_logits(*flight);
   size_t sampled_row = 0;
   for (size_t item = 0; item < flight->plan.items.size(); ++item) handle_item(*flight, item, sampled_row);
+  flight->sequences.clear();  // an idle executor holds on to no request
   spare_steps_.push_back(std::move(flight));
 }
 
@@ -184,8 +185,9 @@ void Executor::Impl::stop_all(ErrorCode code, const std::string& why) {
 void Executor::Impl::update_stats(const StepInFlight& flight) {
   ExecutorStats& stats = counters_;
   ++stats.steps;
-  stats.timestamp_us = std::chrono::duration_cast<std::chrono::microseconds>(
-                           std::chrono::system_clock::now().time_since_epoch()).count();
+  stats.timestamp_us =
+      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch())
+          .count();
   stats.scheduled_requests = static_cast<int>(flight.plan.items.size());
   stats.paused_requests = static_cast<int>(flight.plan.paused.size());
   stats.context_requests = stats.context_tokens = 0;
@@ -210,7 +212,8 @@ void Executor::Impl::publish_stats() {
   const Scheduler::Counts counts = scheduler_.counts();
   counters_.waiting_requests = static_cast<int>(sequences_.size()) - counts.running;
   if (sequences_.empty())
-    counters_.scheduled_requests = counters_.context_requests = counters_.generation_requests = counters_.context_tokens = 0;
+    counters_.scheduled_requests = counters_.context_requests = counters_.generation_requests =
+        counters_.context_tokens = 0;
   std::lock_guard lock(mutex_);
   snapshot_ = counters_;
   running_ = counts.running;

@@ -8,7 +8,8 @@ namespace inflight {
 namespace {
 
 int64_t steady_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace
@@ -56,6 +57,7 @@ Executor::Impl::~Impl() {
   }
   wake_.notify_one();
   thread_.join();
+  responses_.stop();  // while there still is an executor: callbacks may call it
 }
 
 void Executor::Impl::describe_model() {
@@ -88,7 +90,7 @@ RequestId Executor::Impl::submit(Request request, Callback callback) {
   state->arrival_ns = steady_ns();
   state->sequences_left = state->request.sampling.num_return_sequences;
   if (state->request.timeout.count() > 0) state->deadline = std::chrono::steady_clock::now() + state->request.timeout;
-  flatten_words(*state);
+  resolve_words(*state, engine_.plan());
   {
     std::lock_guard lock(mutex_);
     check_queue_space();

@@ -47,8 +47,8 @@ void check_sampling(const SamplingConfig& sampling) {
 
 void check_outputs(const Request& request, const ModelInfo& model, const Plan& plan) {
   if (request.output.additional_outputs.empty()) return;
-  check(model.tensor_parallel == 1, ErrorCode::kUnsupported, "additional outputs need tensor_parallel 1, the engine has ",
-        model.tensor_parallel);
+  check(model.tensor_parallel == 1, ErrorCode::kUnsupported,
+        "additional outputs need tensor_parallel 1, the engine has ", model.tensor_parallel);
   for (const std::string& name : request.output.additional_outputs) {
     std::string known;
     for (const PlanOutput& output : plan.outputs) known += (known.empty() ? "" : ", ") + output.name;
@@ -67,13 +67,13 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan) {
   require(request.max_tokens >= 1, "max_tokens is ", request.max_tokens, ", wanted at least 1");
   request.max_tokens = static_cast<int>(std::min<int64_t>(request.max_tokens, model.max_sequence_length - prompt));
   for (TokenId token : request.input_ids) check_token("input token", token, model.vocabulary_size);
-  if (request.end_id && *request.end_id != -1) check_token("end_id", *request.end_id, model.vocabulary_size);
   check_words("stop_words", request.stop_words, model.vocabulary_size);
   check_words("bad_words", request.bad_words, model.vocabulary_size);
   require(request.embedding_bias.empty() || static_cast<int>(request.embedding_bias.size()) == model.vocabulary_size,
           "embedding_bias has ", request.embedding_bias.size(), " entries, the vocabulary ", model.vocabulary_size);
-  require(std::none_of(request.embedding_bias.begin(), request.embedding_bias.end(), [](float x) { return std::isnan(x); }),
-          "embedding_bias contains NaN");
+  require(
+      std::none_of(request.embedding_bias.begin(), request.embedding_bias.end(), [](float x) { return std::isnan(x); }),
+      "embedding_bias contains NaN");
   check_range("priority", request.priority, 0.0, 1.0);
   require(request.timeout.count() >= 0, "timeout is ", request.timeout.count(), " microseconds, wanted at least 0");
   require(request.output.prefix_tokens >= 0, "prefix_tokens is ", request.output.prefix_tokens, ", wanted at least 0");
@@ -81,7 +81,12 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan) {
   check_outputs(request, model, plan);
 }
 
-void flatten_words(RequestState& state) {
+void resolve_words(RequestState& state, const Plan& plan) {
+  if (state.request.end_id) state.end_ids.push_back(*state.request.end_id);
+  // A checkpoint may have several end tokens where a request can name one: naming one of them means them all.
+  const auto& known = plan.eos_ids;
+  if (state.request.end_id && std::find(known.begin(), known.end(), *state.request.end_id) != known.end())
+    state.end_ids.assign(known.begin(), known.end());
   for (const auto& word : state.request.bad_words) {
     state.bad_words.insert(state.bad_words.end(), word.begin(), word.end());
     state.bad_word_ends.push_back(static_cast<int32_t>(state.bad_words.size()));
@@ -103,7 +108,7 @@ SamplingRow sampling_row(const RequestState& state, int sequence_index) {
   row.frequency_penalty = config.frequency_penalty;
   row.no_repeat_ngram_size = config.no_repeat_ngram_size;
   row.min_tokens = config.min_tokens;
-  row.end_id = state.request.end_id.value_or(-1);
+  row.end_ids = state.end_ids;
   row.seed = config.seed;
   row.stream = static_cast<uint64_t>(sequence_index);
   row.prompt_length = static_cast<int>(state.request.input_ids.size());

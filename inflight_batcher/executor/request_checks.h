@@ -15,8 +15,8 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan);
 /// normalisation: neither top_k, top_p nor min_p given, or temperature 0, means greedy.
 SamplingRow sampling_row(const RequestState& state, int sequence_index);
 
-/// Lays out word lists for the sampler.
-void flatten_words(RequestState& state);
+/// Finds the end ids in force and lays out the word lists for the sampler.
+void resolve_words(RequestState& state, const Plan& plan);
 
 /// Whether the generated tokens end in one of the stop words.
 bool ends_in_stop_word(const std::vector<std::vector<TokenId>>& stop_words, const std::vector<TokenId>& generated);

@@ -20,6 +20,8 @@ struct RequestState {
   int sequences_left = 0;
   bool cancelled = false;
 
+  std::vector<TokenId> end_ids;  // any of them ends a sequence
+
   // Word lists laid out as the sampler reads them.
   std::vector<TokenId> bad_words;
   std::vector<int32_t> bad_word_ends;
@@ -32,12 +34,12 @@ struct SequenceState {
   int index = 0;  // among the request's sequences
   std::shared_ptr<RequestState> request;
   bool finished = false;
-  bool context_done = false;        // the whole prompt has been computed once
-  std::vector<TokenId> generated;   // without an end id
-  size_t emitted = 0;               // how many of them results have carried
-  std::vector<float> log_probs;     // of generated
+  bool context_done = false;       // the whole prompt has been computed once
+  std::vector<TokenId> generated;  // without an end id
+  size_t emitted = 0;              // how many of them results have carried
+  std::vector<float> log_probs;    // of generated
   float cum_log_prob = 0.0f;
-  int context_logits_rows = 0;      // prompt rows whose logits have been returned
+  int context_logits_rows = 0;  // prompt rows whose logits have been returned
   std::vector<float> context_logits;
   std::vector<float> generation_logits;  // not yet emitted
   std::map<std::string, std::vector<float>> additional_outputs;

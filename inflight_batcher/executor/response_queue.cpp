@@ -6,7 +6,8 @@ namespace inflight {
 
 ResponseQueue::ResponseQueue() : thread_([this] { loop(); }) {}
 
-ResponseQueue::~ResponseQueue() {
+void ResponseQueue::stop() {
+  if (!thread_.joinable()) return;
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;

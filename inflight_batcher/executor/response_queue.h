@@ -19,7 +19,10 @@ class ResponseQueue {
   };
 
   ResponseQueue();
-  ~ResponseQueue();  // delivers what is queued, then joins
+  ~ResponseQueue() { stop(); }
+
+  /// Delivers what is queued, then joins the thread. Nothing may be pushed afterwards.
+  void stop();
 
   /// Takes the deliveries and leaves the vector empty.
   void push(std::vector<Delivery>& deliveries);

@@ -8,7 +8,8 @@ namespace inflight {
 namespace {
 
 int64_t steady_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 void note_admission(PerfMetrics& perf, const KvCacheManager::Admission& admission) {
@@ -37,9 +38,9 @@ void Executor::Impl::take_logits(StepInFlight& flight) {
     if (wanted.generation) append_rows(sequence.generation_logits, flight.step.logits, use, width);
   };
   // A sampling row is the last of its prompt, but stands in front of the prompt's other rows.
-  const size_t sampling = std::count_if(flight.step.return_logits.begin(),
-                                        flight.step.return_logits.begin() + flight.step.sampling.size(),
-                                        [](uint8_t wanted) { return wanted != 0; });
+  const size_t sampling =
+      std::count_if(flight.step.return_logits.begin(), flight.step.return_logits.begin() + flight.step.sampling.size(),
+                    [](uint8_t wanted) { return wanted != 0; });
   for (size_t use = sampling; use < flight.logits_uses.size(); ++use) take(use);
   for (size_t use = 0; use < sampling; ++use) take(use);
 }
@@ -88,8 +89,10 @@ void Executor::Impl::accept_token(const SequencePtr& sequence, TokenId token, fl
   sequence->perf.last_token_time_ns = now;
   ++counters_.tokens_generated;
 
-  const bool stops_allowed = static_cast<int>(sequence->generated.size()) >= request.sampling.min_tokens;
-  if (request.end_id && *request.end_id == token && stops_allowed) return end_sequence(sequence, FinishReason::kEndId);
+  const std::vector<TokenId>& ends = sequence->request->end_ids;
+  const bool ends_allowed = static_cast<int>(sequence->generated.size()) >= request.sampling.min_tokens;
+  if (ends_allowed && std::find(ends.begin(), ends.end(), token) != ends.end())
+    return end_sequence(sequence, FinishReason::kEndId);
   sequence->generated.push_back(token);
   if (request.output.log_probs) {
     sequence->log_probs.push_back(log_prob);
@@ -116,16 +119,16 @@ Result Executor::Impl::make_result(SequenceState& sequence, FinishReason reason)
   const auto before = std::min<std::ptrdiff_t>(output.prefix_tokens, static_cast<std::ptrdiff_t>(sequence.emitted));
   result.prefix_tokens.assign(fresh - before, fresh);
   if (output.log_probs)
-    result.log_probs.assign(sequence.log_probs.begin() + static_cast<std::ptrdiff_t>(sequence.emitted), sequence.log_probs.end());
+    result.log_probs.assign(sequence.log_probs.begin() + static_cast<std::ptrdiff_t>(sequence.emitted),
+                            sequence.log_probs.end());
   result.cum_log_prob = sequence.cum_log_prob;
   result.context_logits = std::exchange(sequence.context_logits, {});
   result.generation_logits = std::exchange(sequence.generation_logits, {});
   // An end id's logits are computed, but the id is no part of the answer.
-  result.generation_logits.resize(
-      output.generation_logits
-          ? std::min(result.generation_logits.size(),
-                     (sequence.generated.size() - sequence.emitted) * static_cast<size_t>(model_.vocabulary_size))
-          : 0);
+  result.generation_logits.resize(output.generation_logits ? std::min(result.generation_logits.size(),
+                                                                      (sequence.generated.size() - sequence.emitted) *
+                                                                          static_cast<size_t>(model_.vocabulary_size))
+                                                           : 0);
   if (output.perf_metrics) result.perf = sequence.perf;
   sequence.emitted = sequence.generated.size();
   return result;
@@ -167,8 +170,10 @@ void Executor::Impl::close_sequence(const SequencePtr& sequence, Result& result)
   sequences_.erase(sequence->id);
   if (scheduler_.contains(sequence->id)) scheduler_.finish(sequence->id);
   if (!result.request_final) return;
-  if (request.cancelled) ++counters_.requests_cancelled;
-  else if (!result.failed) ++counters_.requests_completed;
+  if (request.cancelled)
+    ++counters_.requests_cancelled;
+  else if (!result.failed)
+    ++counters_.requests_completed;
   if (request.deadline != std::chrono::steady_clock::time_point::max()) --num_deadlines_;
   requests_.erase(request.id);
 }

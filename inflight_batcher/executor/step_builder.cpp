@@ -59,7 +59,8 @@ void add_context_rows(StepInFlight& flight) {
     const Scheduler::Item& item = flight.plan.items[i];
     const SequenceState& sequence = *flight.sequences[i];
     if (!sequence.output().context_logits) continue;
-    const int stop = std::min(item.first + item.count, sequence.prompt_length()) - (item.samples && !sequence.context_done);
+    const int stop =
+        std::min(item.first + item.count, sequence.prompt_length()) - (item.samples && !sequence.context_done);
     for (int token = std::max(item.first, sequence.context_logits_rows); token < stop; ++token) {
       step.logits_rows.push_back(step.query_offsets[i] + token - item.first);
       step.return_logits.push_back(1);

@@ -13,8 +13,14 @@ namespace inflight {
 
 namespace {
 
-constexpr int kSpinRounds = 2000;       // about the time between two operations of a busy step; then yield to the system
+constexpr int kSpinRounds = 2000;  // about the time between two operations of a busy step; then yield to the system
 constexpr size_t kTensorsInFlight = 8;  // per sender and receiver, before a send waits
+constexpr char kFailed[] = "another rank of the group failed";
+
+// The barrier's word: ranks that have arrived, whether the group was aborted, and the rounds that are over.
+constexpr uint64_t kAborted = uint64_t{1} << 31;
+constexpr uint64_t kArrivedMask = kAborted - 1;
+constexpr uint64_t kRound = uint64_t{1} << 32;
 
 }  // namespace
 
@@ -33,33 +39,49 @@ struct ThreadGroup::Shared {
 
   explicit Shared(int size) : size(size), tensors(size) {}
 
-  // All ranks have arrived when the generation moves on.
-  void barrier() {
-    const uint64_t mine = generation.load();
-    if (arrived.fetch_add(1) + 1 == size) {
-      arrived.store(0);
-      generation.fetch_add(1);
-      std::lock_guard lock(mutex);
-      changed.notify_all();
-    } else {
-      for (int i = 0; i < kSpinRounds && generation.load() == mine; ++i) check_alive();
-      if (generation.load() == mine) {
-        std::unique_lock lock(mutex);
-        changed.wait(lock, [&] { return generation.load() != mine || aborted.load(); });
-      }
-    }
-    check_alive();
+  // Before an operation: either all ranks pass, or all throw because of an abort. Count and abort mark share one word,
+  // so that the ranks cannot disagree about which came first.
+  void enter() {
+    uint64_t seen = state.load();
+    do check(!(seen & kAborted), ErrorCode::kInternal, kFailed);
+    while (!state.compare_exchange_weak(seen, after_arrival(seen)));
+    if (!wait_for_next_round(seen, kAborted)) throw Error(ErrorCode::kInternal, kFailed);
   }
 
-  void check_alive() const {
-    check(!aborted.load(), ErrorCode::kInternal, "another rank of the group failed");
+  // After an operation: an abort does not cut it short, since the other ranks may still be at this rank's tensor.
+  void leave() {
+    uint64_t seen = state.load();
+    while (!state.compare_exchange_weak(seen, after_arrival(seen))) continue;
+    wait_for_next_round(seen, 0);
   }
+
+  // The last rank to arrive starts the next round.
+  uint64_t after_arrival(uint64_t now) const {
+    return (now & kArrivedMask) + 1 == static_cast<uint64_t>(size) ? (now & ~kArrivedMask) + kRound : now + 1;
+  }
+
+  // False when one of the bits `stop` is set before the round of `mine` is over.
+  bool wait_for_next_round(uint64_t mine, uint64_t stop) {
+    const auto over = [&] { return state.load() / kRound != mine / kRound; };
+    const auto settled = [&] { return over() || (state.load() & stop) != 0; };
+    if (over()) {
+      std::lock_guard lock(mutex);
+      changed.notify_all();
+    }
+    for (int i = 0; i < kSpinRounds && !settled(); ++i) continue;
+    if (!settled()) {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, settled);
+    }
+    return over();
+  }
+
+  bool aborted() const { return (state.load() & kAborted) != 0; }
+  void check_alive() const { check(!aborted(), ErrorCode::kInternal, kFailed); }
 
   const int size;
   std::vector<TensorView> tensors;  // what each rank brings to the operation under way
-  std::atomic<int> arrived{0};
-  std::atomic<uint64_t> generation{0};
-  std::atomic<bool> aborted{false};
+  std::atomic<uint64_t> state{0};
   std::mutex mutex;
   std::condition_variable changed;
   std::map<std::pair<int, int>, Mailbox> mailboxes;
@@ -78,38 +100,31 @@ class ThreadGroup::Member : public Communicator {
     check(tensor.dtype == DType::kFloat32, ErrorCode::kUnsupported, "all_reduce between threads takes float32, got ",
           name_of(tensor.dtype));
     shared_.tensors[rank_] = tensor;
-    shared_.barrier();
+    shared_.enter();
+    std::string problem;
     const int64_t count = tensor.elements();
     for (const TensorView& other : shared_.tensors)
-      check(other.elements() == count, ErrorCode::kInternal, "all_reduce of ", describe(tensor), " with ", describe(other));
-    for (int64_t i = count * rank_ / size(); i < count * (rank_ + 1) / size(); ++i) {
-      float sum = 0.0f;
-      for (const TensorView& other : shared_.tensors) sum += other.as<float>()[i];
-      for (const TensorView& other : shared_.tensors) other.as<float>()[i] = sum;
-    }
-    shared_.barrier();
+      if (other.elements() != count) problem = concat("all_reduce of ", describe(tensor), " with ", describe(other));
+    if (problem.empty()) sum_my_range(count);
+    shared_.leave();
+    check(problem.empty(), ErrorCode::kInternal, problem);
   }
 
   void all_gather(TensorView in, TensorView out) override {
     shared_.tensors[rank_] = in;
-    shared_.barrier();
-    const size_t element = size_of(in.dtype);
-    const size_t out_row = out.shape[out.rank - 1] * element;
-    size_t column = 0;
-    for (const TensorView& part : shared_.tensors) {
-      const size_t row = part.shape[part.rank - 1] * element;
-      for (int64_t r = 0; r < (row ? static_cast<int64_t>(part.bytes() / row) : 0); ++r)
-        std::memcpy(out.as<std::byte>() + r * out_row + column, part.as<std::byte>() + r * row, row);
-      column += row;
-    }
-    check(column == out_row, ErrorCode::kInternal, "all_gather of ", column, " bytes a row into ", out_row);
-    shared_.barrier();
+    shared_.enter();
+    const size_t out_row = row_bytes(out);
+    size_t all = 0;
+    for (const TensorView& part : shared_.tensors) all += row_bytes(part);
+    if (all == out_row) gather_rows(out);
+    shared_.leave();
+    check(all == out_row, ErrorCode::kInternal, "all_gather of ", all, " bytes a row into ", out_row);
   }
 
   void send(TensorView tensor, int to) override {
     std::unique_lock lock(shared_.mutex);
     auto& box = shared_.mailboxes[{rank_, to}];
-    shared_.changed.wait(lock, [&] { return box.full.size() < kTensorsInFlight || shared_.aborted.load(); });
+    shared_.changed.wait(lock, [&] { return box.full.size() < kTensorsInFlight || shared_.aborted(); });
     shared_.check_alive();
     std::vector<std::byte> buffer;
     if (!box.spare.empty()) {
@@ -126,11 +141,12 @@ class ThreadGroup::Member : public Communicator {
   void receive(TensorView tensor, int from) override {
     std::unique_lock lock(shared_.mutex);
     auto& box = shared_.mailboxes[{from, rank_}];
-    shared_.changed.wait(lock, [&] { return !box.full.empty() || shared_.aborted.load(); });
+    shared_.changed.wait(lock, [&] { return !box.full.empty() || shared_.aborted(); });
     shared_.check_alive();
     std::vector<std::byte> buffer = std::move(box.full.front());
     box.full.pop_front();
-    check(buffer.size() == tensor.bytes(), ErrorCode::kInternal, "received ", buffer.size(), " bytes for ", describe(tensor));
+    check(buffer.size() == tensor.bytes(), ErrorCode::kInternal, "received ", buffer.size(), " bytes for ",
+          describe(tensor));
     lock.unlock();
     std::memcpy(tensor.data, buffer.data(), buffer.size());
     lock.lock();
@@ -140,11 +156,31 @@ class ThreadGroup::Member : public Communicator {
 
   void abort() override {
     std::lock_guard lock(shared_.mutex);
-    shared_.aborted.store(true);
+    shared_.state.fetch_or(kAborted);
     shared_.changed.notify_all();
   }
 
  private:
+  static size_t row_bytes(const TensorView& tensor) { return tensor.shape[tensor.rank - 1] * size_of(tensor.dtype); }
+
+  void sum_my_range(int64_t count) {
+    for (int64_t i = count * rank_ / size(); i < count * (rank_ + 1) / size(); ++i) {
+      float sum = 0.0f;
+      for (const TensorView& other : shared_.tensors) sum += other.as<float>()[i];
+      for (const TensorView& other : shared_.tensors) other.as<float>()[i] = sum;
+    }
+  }
+
+  void gather_rows(const TensorView& out) {
+    size_t column = 0;
+    for (const TensorView& part : shared_.tensors) {
+      const size_t row = row_bytes(part);
+      for (size_t r = 0; row != 0 && r < part.bytes() / row; ++r)
+        std::memcpy(out.as<std::byte>() + r * row_bytes(out) + column, part.as<std::byte>() + r * row, row);
+      column += row;
+    }
+  }
+
   Shared& shared_;
   int rank_;
 };
@@ -161,9 +197,8 @@ void ThreadGroup::abort() { members_[0]->abort(); }
 
 void ThreadGroup::reset() {
   std::lock_guard lock(shared_->mutex);
-  shared_->arrived.store(0);
+  shared_->state.store(0);
   shared_->mailboxes.clear();
-  shared_->aborted.store(false);
 }
 
 }  // namespace inflight

@@ -36,7 +36,7 @@ void LogitRules::apply(const SamplingRow& row, std::span<float> logits) {
   bans_.clear();
   ban_words(row, logits);
   if (row.no_repeat_ngram_size > 0) ban_ngrams(row, logits);
-  if (static_cast<int64_t>(generated(row).size()) < row.min_tokens) ban_ends(row, logits);
+  ban_ends(row, logits);
   restore_best_if_empty(logits);
 }
 
@@ -84,8 +84,12 @@ void LogitRules::ban_ngrams(const SamplingRow& row, std::span<float> logits) {
 }
 
 void LogitRules::ban_ends(const SamplingRow& row, std::span<float> logits) {
-  ban(row.end_id, logits);
-  for (const int32_t token : row.stop_token_ids) ban(token, logits);
+  const auto count = static_cast<int64_t>(generated(row).size());
+  if (count < row.min_tokens)
+    for (const int32_t token : row.end_ids) ban(token, logits);
+  // A stop word is part of the answer: it may itself be the last of the tokens that are wanted.
+  if (count + 1 < row.min_tokens)
+    for (const int32_t token : row.stop_token_ids) ban(token, logits);
 }
 
 void LogitRules::restore_best_if_empty(std::span<float> logits) {

@@ -80,12 +80,14 @@ TEST(LogitRules, BadWords) {
 }
 
 TEST(LogitRules, NoEndBeforeMinTokens) {
-  const std::vector<int32_t> stops = {0, 4};
-  SamplingRow row = with_history();
-  row.end_id = 5;
+  const std::vector<int32_t> stops = {0, 4}, ends = {5, 1};
+  SamplingRow row = with_history();  // of which 4 tokens are generated
+  row.end_ids = ends;
   row.stop_token_ids = stops;
-  row.min_tokens = 5;
-  EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{kBanned, -1, 2, -2, kBanned, kBanned}));
+  row.min_tokens = 6;
+  EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{kBanned, kBanned, 2, -2, kBanned, kBanned}));
+  row.min_tokens = 5;  // a stop word would be the fifth
+  EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{1, kBanned, 2, -2, 0.5f, kBanned}));
   row.min_tokens = 4;
   EXPECT_EQ(ruled(kLogits, row), kLogits);
 }
@@ -111,7 +113,7 @@ TEST(LogitRules, ScratchIsCleanForTheNextRow) {
 }
 
 TEST(LogitRules, TokensOutsideTheVocabularyAreIgnored) {
-  const std::vector<int32_t> history = {-1, 6, 1000000, 2}, words = {77}, ends = {1};
+  const std::vector<int32_t> history = {-1, 6, 1000000, 2}, words = {77}, ends = {1}, end_ids = {99};
   SamplingRow row;
   row.history = history;
   row.repetition_penalty = 2;
@@ -120,7 +122,7 @@ TEST(LogitRules, TokensOutsideTheVocabularyAreIgnored) {
   row.bad_words = words;
   row.bad_word_ends = ends;
   row.min_tokens = 10;
-  row.end_id = 99;
+  row.end_ids = end_ids;
   EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{1, -1, kBanned, -2, 0.5f, 3}));
 }
 

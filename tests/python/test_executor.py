@@ -79,6 +79,27 @@ def test_min_tokens_bans_the_end(executor, answer):
     assert end not in tokens[:20]
 
 
+def test_impossible_end_id_never_ends(executor, answer):
+    for end_id in (-1, 5000):
+        assert executor.generate(Request(PROMPT, max_tokens=40, end_id=end_id)) == answer
+
+
+def test_every_end_id_of_the_checkpoint_ends(python_7m, tmp_path, answer):
+    document = plan.read(plan.ensure(python_7m))
+    document["network"]["eos_ids"] = [4095, answer[6]]
+    plan.write(document, tmp_path)
+    with Executor(tmp_path) as executor:
+        assert executor.generate(Request(PROMPT, max_tokens=40, end_id=4095)) == answer[: answer.index(answer[6])]
+        assert executor.generate(Request(PROMPT, max_tokens=40, end_id=4094)) == answer
+
+
+def test_first_token_may_be_a_stop_word(executor, answer):
+    (result,) = executor.submit(Request(PROMPT, max_tokens=40, stop_words=[answer[:1]]))
+    assert result.tokens == answer[:1]
+    tokens = executor.generate(Request(PROMPT, max_tokens=40, stop_words=[answer[:1]], min_tokens=2))
+    assert tokens[0] != answer[0]
+
+
 def test_stop_words_of_several_tokens(executor, answer):
     word = answer[10:13]
     (result,) = executor.submit(Request(PROMPT, max_tokens=40, stop_words=[[4095, 4094], word]))
@@ -276,7 +297,6 @@ INVALID = {
     "temperature NaN": (dict(temperature=float("nan")), "temperature is nan"),
     "top_p": (dict(top_p=1.5), "top_p is 1.5"),
     "repetition_penalty": (dict(repetition_penalty=0.0), "repetition_penalty is 0"),
-    "end id": (dict(end_id=5000), "end_id 5000"),
     "stop word": (dict(stop_words=[[4096]]), "stop_words 4096"),
     "empty bad word": (dict(bad_words=[[]]), "empty word"),
     "bias size": (dict(embedding_bias=[0.0] * 7), "7 entries, the vocabulary 4096"),

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from served import Served
 
 from inflight import plan
-from inflight.executor import Executor
+from inflight.executor import Executor, Request
 from inflight.serve.repository import fill_repository
 from inflight.serve.server import TritonServer
+from inflight.tokenizer import Tokenizer
+from served import PROMPT, Served
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +31,7 @@ def start(engine_dir: Path, python_7m: Path, tmp_path_factory: pytest.TempPathFa
         repository = fill_repository(folder / "models", engine_dir, python_7m, **variables)
         if edit is not None:
             edit(repository)
-        server = TritonServer(
-            repository, arguments=arguments, cache=cache, log=folder / "server.log", timeout_s=60.0
-        )
+        server = TritonServer(repository, arguments=arguments, cache=cache, log=folder / "server.log", timeout_s=60.0)
         with server:
             yield Served(server, engine_dir)
 
@@ -46,23 +45,23 @@ def shared_server(start) -> Iterator[Served]:
 
 
 @pytest.fixture
-def served(shared_server: Served) -> Iterator[Served]:
+def served(shared_server: Served, greedy_text: Callable) -> Iterator[Served]:
     """The decoupled server. After every test it must be alive, idle again, and answer as before."""
     yield shared_server
-    shared_server.require_healthy()
+    shared_server.require_healthy(greedy_text(PROMPT))
 
 
 @pytest.fixture(scope="session")
 def shared_single_server(start) -> Iterator[Served]:
-    with start(decoupled_mode=False) as served:
+    with start(decoupled_mode=False, stats_check_period_ms=20) as served:
         yield served
 
 
 @pytest.fixture
-def single(shared_single_server: Served) -> Iterator[Served]:
-    """The server whose models give one response a request; it also tells the codes of errors."""
+def single(shared_single_server: Served, greedy_text: Callable) -> Iterator[Served]:
+    """The server whose models give one response a request; there gRPC tells the codes of errors."""
     yield shared_single_server
-    shared_single_server.require_healthy()
+    shared_single_server.require_healthy(greedy_text(PROMPT))
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +69,25 @@ def executor(engine_dir: Path) -> Iterator[Executor]:
     """What the server must agree with: the same engine without the server."""
     with Executor(engine_dir, num_threads=1) as shared:
         yield shared
+
+
+@pytest.fixture(scope="session")
+def tokenizer(python_7m: Path) -> Tokenizer:
+    return Tokenizer.from_folder(python_7m)
+
+
+@pytest.fixture(scope="session")
+def greedy(executor: Executor) -> Callable[..., list[int]]:
+    """greedy(input_ids, max_tokens=8, **fields): the answer's tokens, by the executor."""
+    return lambda input_ids, max_tokens=8, **fields: executor.generate(Request(input_ids, max_tokens, **fields))
+
+
+@pytest.fixture(scope="session")
+def greedy_text(greedy: Callable, tokenizer: Tokenizer) -> Callable[..., str]:
+    """greedy_text(prompt, max_tokens=8, **fields): the same for text, ending at the tokenizer's end token."""
+
+    def answer(prompt: str, max_tokens: int = 8, **fields: object) -> str:
+        tokens = greedy(tokenizer.encode(prompt, True), max_tokens, end_id=tokenizer.end_id, **fields)
+        return tokenizer.decode(tokens, True)
+
+    return answer

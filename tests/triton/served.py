@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -135,8 +137,9 @@ class Served:
         return self.post(f"/v2/models/{model}/generate", {"text_input": PROMPT, "max_tokens": 8, **fields})
 
     def events(self, model: str = "ensemble", **fields: object) -> list[dict]:
-        """The events of /generate_stream, which are objects."""
-        answer = self.post(f"/v2/models/{model}/generate_stream", {"text_input": PROMPT, "max_tokens": 8, **fields})
+        """The events of /generate_stream."""
+        request = {"text_input": PROMPT, "max_tokens": 8, "stream": True, **fields}
+        answer = self.post(f"/v2/models/{model}/generate_stream", request)
         assert answer.status == 200, answer
         return [json.loads(event.removeprefix(b"data: ")) for event in answer.body.split(b"\n\n") if event]
 
@@ -176,17 +179,55 @@ class Served:
             result = client.infer(model, [tensor(name, value) for name, value in inputs.items()])
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
-    def metrics(self) -> dict[str, float]:
-        """Every sample of /metrics, by name and labels."""
+    def metrics(self) -> dict[str, str]:
+        """Every sample of /metrics, by name and labels, as its text."""
         text = self._http(urllib.request.Request(self.server.metrics_url)).body.decode()
-        samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
-        return {name: float(value) for name, value in samples}
+        return dict(line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
 
-    def gauge(self, category: str, model: str = "tensorrt_llm") -> float:
-        """The one sample of our families with this category label."""
-        found = [v for k, v in self.metrics().items() if f'="{category}"' in k and f'model="{model}"' in k]
-        assert len(found) == 1, f"{category} of {model}: {found}"
-        return found[0]
+    def sample(self, *words: str, model: str = "tensorrt_llm") -> float:
+        """The one sample of the model whose name or labels hold all of `words`."""
+        wanted = (*words, f'model="{model}"')
+        found = {key: value for key, value in self.metrics().items() if all(word in key for word in wanted)}
+        assert len(found) == 1, f"{wanted}: {found}"
+        return float(*found.values())
+
+    def wait_until_idle(self, model: str = "tensorrt_llm", patience_s: float = 10.0) -> None:
+        """Returns when the engine model has no request and holds no KV blocks for one."""
+        end = time.monotonic() + patience_s
+        while any(busy := [self.sample(f'="{it}"', model=model) for it in ("active", "used")]):
+            assert time.monotonic() < end, f"active requests and used KV blocks after {patience_s} s: {busy}"
+            time.sleep(0.01)
+
+    def require_healthy(self, expected_text: str) -> None:
+        """Alive, ready, idle, and still answers PROMPT as before."""
+        assert self.server.exit_code is None, self.server.log_tail()
+        assert self.get("/v2/health/ready").status == 200
+        self.wait_until_idle()
+        assert self.text() == expected_text
+
+    def process_ids(self) -> list[int]:
+        """The server and the processes that it started, as far as they live."""
+        found = [self.server.pid] if Path(f"/proc/{self.server.pid}").exists() else []
+        for pid in found:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+        return found
+
+    def processor_times(self) -> dict[int, int]:
+        """Clock ticks that each process has used."""
+        times = {}
+        for pid in self.process_ids():
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            times[pid] = int(fields[11]) + int(fields[12])
+        return times
+
+    def memory_of_processes(self) -> dict[int, int]:
+        """Resident bytes of each process."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        return {pid: page * int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.process_ids()}
+
+    def server_memory(self) -> int:
+        return self.memory_of_processes()[self.server.pid]
 
     @staticmethod
     def _http(request: urllib.request.Request) -> HttpAnswer:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import CheckpointError, UnsupportedError
-from .network.definition import Definition
-from .network.graph import Graph, Source, Weight, at_layer
+from inflight.errors import CheckpointError, UnsupportedError
+from inflight.network.definition import Definition
+from inflight.network.graph import Graph, Source, Weight, at_layer
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from . import __version__
-from .errors import InflightError
+from inflight import __version__
+from inflight.errors import InflightError
 
 # Name -> one line of help.
 COMMANDS: dict[str, str] = {
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return import_module(f".commands.{args.command}", __package__).run(args)
-    except InflightError as error:
+    except (InflightError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _executor, plan
-from .errors import InflightError
+from inflight import _executor, plan
+from inflight.errors import InflightError
 
 _POLL_SECONDS = 0.25  # how long a wait keeps an interrupt (Ctrl-C) from being seen
 
@@ -116,7 +116,8 @@ class Result:
 class Handle:
     """A submitted request: iterate (or asynchronously iterate) over its results, or cancel it.
 
-    Iterating raises ExecutorError when a sequence fails, with code "cancelled" after cancel().
+    Iterating raises ExecutorError when a sequence fails, with code "cancelled" after cancel(); iterating on gives the
+    results of the request's other sequences. A handle whose results have been taken iterates over nothing.
     """
 
     def __init__(self, executor: Executor, request: Request):
@@ -130,6 +131,7 @@ class Handle:
         except RuntimeError:
             pass  # no event loop here: the handle is iterated synchronously
         notify = self._notify if self._loop else None
+        self._ended = False
         self.id, self._queue = _call(executor._native.submit, _native_request(request), notify)
 
     def _notify(self) -> None:
@@ -137,6 +139,7 @@ class Handle:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def _convert(self, native: _executor.Result) -> Result:
+        self._ended = native.request_final
         if native.failed:
             raise ExecutorError(ERROR_CODES[native.error_code], native.error)
         vocabulary = self._executor.model.vocabulary_size
@@ -157,26 +160,21 @@ class Handle:
         )
 
     def __iter__(self) -> Iterator[Result]:
-        while True:
+        while not self._ended:
             native = self._queue.get(_POLL_SECONDS)
-            if native is None:
-                continue
-            yield self._convert(native)
-            if native.request_final:
-                return
+            if native is not None:
+                yield self._convert(native)
 
     async def __aiter__(self) -> AsyncIterator[Result]:
         if self._arrived is None:
             raise ExecutorError("invalid_argument", "submitted outside an event loop: iterate without async")
-        while True:
+        while not self._ended:
             native = self._queue.get_nowait()
             if native is None:
                 await self._arrived.wait()
                 self._arrived.clear()
-                continue
-            yield self._convert(native)
-            if native.request_final:
-                return
+            else:
+                yield self._convert(native)
 
     def tokens(self) -> list[int]:
         """Waits for the end and returns all tokens of the only sequence."""

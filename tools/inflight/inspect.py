@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from . import plan as plans
-from .checkpoint import DTYPE_BYTES
-from .network.graph import at_layer
+from inflight import plan as plans
+from inflight.checkpoint import DTYPE_BYTES
+from inflight.network.graph import at_layer
 
 
 @dataclass(frozen=True)

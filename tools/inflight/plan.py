@@ -16,14 +16,14 @@ from pathlib import Path
 
 import jsonschema
 
-from . import __version__
-from .checkpoint import Checkpoint, bind, weight_files
-from .errors import InflightError, PlanError
-from .models import define as define_from_config
-from .network import Definition, Facts, trace
-from .network.graph import BLOCKS, Graph, Op, Weight
-from .passes import run_passes
-from .plan_check import check_plan, kv_cache_entries
+from inflight import __version__
+from inflight.checkpoint import Checkpoint, bind, weight_files
+from inflight.errors import InflightError, PlanError
+from inflight.models import define as define_from_config
+from inflight.network import Definition, Facts, trace
+from inflight.network.graph import BLOCKS, Graph, Op, Weight
+from inflight.passes import run_passes
+from inflight.plan_check import check_plan, kv_cache_entries
 
 PLAN_FILE = "plan.json"
 CACHE_DIRECTORY = Path.home() / ".cache" / "inflight" / "plans"

@@ -6,8 +6,8 @@ The C++ engine reads the same vocabulary; an op that is not here does not reach 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .errors import PlanError
-from .network.graph import EXTERNAL_TENSORS, at_layer
+from inflight.errors import PlanError
+from inflight.network.graph import EXTERNAL_TENSORS, at_layer
 
 
 @dataclass(frozen=True)

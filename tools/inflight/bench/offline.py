@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ..executor import Executor, Request
-from .measure import Timeline, Workload
+from inflight.bench.measure import Timeline, Workload
+from inflight.executor import Executor, Request
 
 
 def run(executor: Executor, workload: Workload) -> tuple[list[Timeline], float]:

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import numpy as np
 import tritonclient.grpc.aio as grpc
 
-from ..errors import InflightError
-from ..tokenizer import Tokenizer
-from .measure import Timeline, Workload
+from inflight.bench.measure import Timeline, Workload
+from inflight.errors import InflightError
+from inflight.tokenizer import Tokenizer
 
 ENGINE_MODEL = "tensorrt_llm"
 

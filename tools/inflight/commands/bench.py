@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .. import plan
-from ..bench.measure import Workload, summarize
-from ..tokenizer import Tokenizer
+from inflight import plan
+from inflight.bench.measure import Workload, summarize
+from inflight.tokenizer import Tokenizer
 
 COLUMNS = {
     "isl": "in",
@@ -64,12 +64,12 @@ class _load_generator:
 
     def __enter__(self):
         if self._args.url:
-            from ..bench import server
+            from inflight.bench import server
 
             tokenizer = Tokenizer.from_folder(self._args.engine)
             return lambda workload: server.run(self._args.url, self._args.model, tokenizer, workload)
-        from ..bench import offline
-        from ..executor import Executor
+        from inflight.bench import offline
+        from inflight.executor import Executor
 
         self._executor = Executor(self._args.engine, num_threads=self._args.threads)
         return lambda workload: offline.run(self._executor, workload)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .. import plan
-from ..errors import NetworkError
-from ..models import define as define_from_config
-from ..network import Definition
+from inflight import plan
+from inflight.errors import NetworkError
+from inflight.models import define as define_from_config
+from inflight.network import Definition
 
 
 def add_arguments(parser: argparse.ArgumentParser):

@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import InflightError
-from ..serve import launch
-from ..serve.client import Stream, StreamTimes
-from ..serve.locate import PACKAGE
-from ..serve.server import Ports, TritonServer
+from inflight.errors import InflightError
+from inflight.serve import launch
+from inflight.serve.client import Stream, StreamTimes
+from inflight.serve.locate import PACKAGE
+from inflight.serve.server import Ports, TritonServer
 
 DEMO_MODEL = PACKAGE.parent.parent / "tests/demo_model/python-7m"
 PROMPT = '''\

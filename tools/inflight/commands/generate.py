@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from ..detokenizer import TextStream
-from ..executor import CAPACITY_POLICIES, Executor, ExecutorError, Request
-from ..tokenizer import Tokenizer
+from inflight.detokenizer import TextStream
+from inflight.executor import CAPACITY_POLICIES, Executor, ExecutorError, Request
+from inflight.tokenizer import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..inspect import inspect
+from inflight.inspect import inspect
 
 
 def add_arguments(parser: argparse.ArgumentParser):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..serve import launch
-from ..serve.locate import ServerError
-from ..serve.server import Ports, TritonServer
+from inflight.serve import launch
+from inflight.serve.locate import ServerError
+from inflight.serve.server import Ports, TritonServer
 
 USAGE = """\
 [bold]curl -s {url}/v2/models/ensemble/generate -d '{{"text_input": "def add(a, b):", "max_tokens": 32}}'[/]

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from ..errors import UnsupportedError
-from ..network import Definition
-from . import gpt2, llama
+from inflight.errors import UnsupportedError
+from inflight.models import gpt2, llama
+from inflight.network import Definition
 
 FAMILIES: dict[str, Callable[[Mapping], Definition]] = {
     "gpt2": gpt2.define,

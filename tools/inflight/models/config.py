@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ..errors import CheckpointError, UnsupportedError
+from inflight.errors import CheckpointError, UnsupportedError
 
 _ACTIVATIONS = {
     "silu": "silu",

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from ..network import (
+from inflight.models.config import activation, refuse, size
+from inflight.network import (
     Attention,
     Definition,
     Embedding,
@@ -18,7 +19,6 @@ from ..network import (
     Tensor,
     gather_rows,
 )
-from .config import activation, refuse, size
 
 _PLAIN = {"scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False, "add_cross_attention": False}
 

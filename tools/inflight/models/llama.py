@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from ..network import (
+from inflight.models.config import activation, refuse, size
+from inflight.network import (
     Attention,
     Definition,
     Embedding,
@@ -17,7 +18,6 @@ from ..network import (
     gather_rows,
     rope_from_config,
 )
-from .config import activation, refuse, size
 
 _PLAIN = {"pretraining_tp": 1, "partial_rotary_factor": 1.0, "sliding_window": None, "add_cross_attention": False}
 

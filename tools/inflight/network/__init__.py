@@ -16,10 +16,10 @@ A parameter's name is its path ("layers.{layer}.norm.weight"), which is also the
 definition's table says otherwise.
 """
 
-from .definition import Definition, Facts
-from .graph import Graph, Slice, Source
-from .module import Module, Parameter
-from .ops import (
+from inflight.network.definition import Definition, Facts
+from inflight.network.graph import Graph, Slice, Source
+from inflight.network.module import Module, Parameter
+from inflight.network.ops import (
     activation,
     add,
     attention,
@@ -33,9 +33,9 @@ from .ops import (
     rope_kv_write,
     silu_mul,
 )
-from .rope import NO_ROPE, Rope, rope_from_config
-from .standard import Attention, Embedding, GatedMlp, LayerNorm, Linear, Mlp, Repeat, RmsNorm
-from .trace import Inputs, Tensor, trace
+from inflight.network.rope import NO_ROPE, Rope, rope_from_config
+from inflight.network.standard import Attention, Embedding, GatedMlp, LayerNorm, Linear, Mlp, Repeat, RmsNorm
+from inflight.network.trace import Inputs, Tensor, trace
 
 __all__ = [
     "NO_ROPE",

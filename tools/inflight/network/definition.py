@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .graph import Source
-from .module import Module
+from inflight.network.graph import Source
+from inflight.network.module import Module
 
 
 @dataclass(frozen=True)

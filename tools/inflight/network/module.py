@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..errors import NetworkError
+from inflight.errors import NetworkError
 
 
 class Parameter:

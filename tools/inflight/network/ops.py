@@ -3,10 +3,10 @@
 T = packed tokens, H = width of x. The kernels' headers declare what each op computes.
 """
 
-from ..errors import NetworkError
-from .module import Parameter
-from .rope import Rope
-from .trace import Tensor
+from inflight.errors import NetworkError
+from inflight.network.module import Parameter
+from inflight.network.rope import Rope
+from inflight.network.trace import Tensor
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..errors import UnsupportedError
+from inflight.errors import UnsupportedError
 
 
 @dataclass(frozen=True)

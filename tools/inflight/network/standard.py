@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from ..errors import NetworkError
-from . import ops
-from .module import Module, Parameter
-from .rope import NO_ROPE, Rope
-from .trace import Tensor
+from inflight.errors import NetworkError
+from inflight.network import ops
+from inflight.network.module import Module, Parameter
+from inflight.network.rope import NO_ROPE, Rope
+from inflight.network.trace import Tensor
 
 
 class Linear(Module):

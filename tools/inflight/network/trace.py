@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..errors import NetworkError
-from .graph import BLOCKS, EXTERNAL_TENSORS, Graph, Op, Output, Source, Weight, at_layer, rename_outputs
-from .module import Module, Parameter
+from inflight.errors import NetworkError
+from inflight.network.graph import BLOCKS, EXTERNAL_TENSORS, Graph, Op, Output, Source, Weight, at_layer, rename_outputs
+from inflight.network.module import Module, Parameter
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tensor:
         return f"[{self.rows}, {self.width}]" if self.width else f"[{self.rows}] indices"
 
     def __add__(self, other: "Tensor") -> "Tensor":
-        from .ops import add
+        from inflight.network.ops import add
 
         return add(self, other)
 

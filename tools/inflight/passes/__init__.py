@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from ..network.graph import Graph
-from .add_norm import fuse_add_norm, rotate_norms
-from .merge import merge_linears
-from .shard import shard
+from inflight.network.graph import Graph
+from inflight.passes.add_norm import fuse_add_norm, rotate_norms
+from inflight.passes.merge import merge_linears
+from inflight.passes.shard import shard
 
 PASSES: tuple[Callable[[Graph], Graph], ...] = (merge_linears, rotate_norms, fuse_add_norm, shard)
 

@@ -7,16 +7,7 @@ the layer that makes the sum, so that fuse_add_norm finds both in one block.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..network.graph import (
-    EXTERNAL_TENSORS,
-    Graph,
-    Op,
-    at_layer,
-    producer,
-    readers,
-    rename_inputs,
-    tensor_names,
-)
+from inflight.network.graph import EXTERNAL_TENSORS, Graph, Op, at_layer, producer, readers, rename_inputs, tensor_names
 
 NORMS = ("rms_norm", "layer_norm")
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import UnsupportedError
-from ..network.graph import BLOCKS, Graph, Op, Weight, producer, readers
+from inflight.errors import UnsupportedError
+from inflight.network.graph import BLOCKS, Graph, Op, Weight, producer, readers
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ followed by all_gather. Everything else is replicated.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..errors import UnsupportedError
-from ..network.graph import BLOCKS, Graph, Op, Weight, readers, rename_inputs, rename_outputs
+from inflight.errors import UnsupportedError
+from inflight.network.graph import BLOCKS, Graph, Op, Weight, readers, rename_inputs, rename_outputs
 
 _KEEP_DIVISION = ("rope_kv_write", "attention", "activation", "gated_activation")
 

@@ -19,8 +19,8 @@ struct SamplingRow {
   float presence_penalty = 0.0f;     // subtracted once for every token generated so far
   float frequency_penalty = 0.0f;    // subtracted per occurrence among the generated tokens
   int no_repeat_ngram_size = 0;      // 0 = off; else no n-gram of history occurs twice
-  int min_tokens = 0;                // end_id and one-token stop words are banned until so many tokens are generated
-  int end_id = -1;                   // -1 = never stop
+  int min_tokens = 0;                // least number of generated tokens, end ids not counted, stop words counted
+  std::span<const int32_t> end_ids;  // banned while fewer than min_tokens are generated
   uint64_t seed = 0;
   uint64_t stream = 0;               // which of several returned sequences: a different random stream of the same seed
   std::span<const int32_t> history;  // prompt and generated tokens
@@ -28,7 +28,7 @@ struct SamplingRow {
   std::span<const float> bias;       // added to the logits, [V] or empty
   std::span<const int32_t> bad_words;          // token ids of all words end to end
   std::span<const int32_t> bad_word_ends;      // cumulative end of each word in bad_words
-  std::span<const int32_t> stop_token_ids;     // one-token stop words, for min_tokens
+  std::span<const int32_t> stop_token_ids;     // one-token stop words: banned where one would end below min_tokens
   bool want_log_prob = false;
 };
 

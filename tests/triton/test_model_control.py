@@ -1,0 +1,208 @@
+"""Models loaded and unloaded while the server runs, and configurations that must be refused without harm."""
+
+import json
+import shutil
+import time
+
+import pytest
+from served import PROMPT
+
+ENGINE = "tensorrt_llm"
+
+
+@pytest.fixture(scope="module")
+def managed(start):
+    """Nothing is loaded at the start."""
+    with start(arguments=["--model-control-mode=explicit"], stats_check_period_ms=20) as served:
+        yield served
+
+
+def load(managed, model=ENGINE, config=None):
+    body = {} if config is None else {"parameters": {"config": json.dumps(config)}}
+    return managed.post(f"/v2/repository/models/{model}/load", body)
+
+
+def unload(managed, model=ENGINE):
+    return managed.post(f"/v2/repository/models/{model}/unload", {})
+
+
+def is_ready(managed, model=ENGINE):
+    return managed.get(f"/v2/models/{model}/ready").status == 200
+
+
+@pytest.fixture(scope="module")
+def config(managed):
+    """Of the engine model, as the server gives it."""
+    assert load(managed).status == 200
+    return managed.get(f"/v2/models/{ENGINE}/config").json
+
+
+@pytest.fixture
+def loaded(managed, config, greedy):
+    """With the engine model loaded; afterwards it must load and answer again."""
+    assert load(managed, config=config).status == 200
+    yield managed
+    assert managed.server.exit_code is None
+    assert load(managed, config=config).status == 200
+    (response,) = managed.ask_tokens([5, 6, 7])
+    assert response.tokens == greedy([5, 6, 7])
+
+
+def changed(config, **parameters):
+    values = {name: {"string_value": value} for name, value in parameters.items()}
+    return {**config, "parameters": {**config["parameters"], **values}}
+
+
+REFUSED = {
+    "no path": ({"gpt_model_path": "${engine_dir}"}, "parameter gpt_model_path is '${engine_dir}'; wanted the folder"),
+    "missing path": ({"gpt_model_path": "/nowhere"}, "gpt_model_path is '/nowhere', which does not exist"),
+    "no type": ({"gpt_model_type": "${batching_strategy}"}, "Invalid gpt_model_type: found '${batching_strategy}'"),
+    "type": ({"gpt_model_type": "dynamic"}, "Invalid gpt_model_type: found 'dynamic', wanted inflight_fused_batching"),
+    "number": ({"max_num_tokens": "many"}, "parameter max_num_tokens is 'many'; wanted a number from 1 to"),
+    "range": ({"kv_cache_free_gpu_mem_fraction": "1.5"}, "is '1.5'; wanted a number from 0 to 1"),
+    "flag": ({"enable_kv_cache_reuse": "maybe"}, "parameter enable_kv_cache_reuse is 'maybe'; wanted true or false"),
+    "decoding mode": ({"decoding_mode": "best"}, "parameter decoding_mode is 'best'; wanted top_k, top_p or"),
+    "beams": ({"max_beam_width": "4"}, "parameter max_beam_width is '4', which needs a feature"),
+    "speculation": ({"decoding_mode": "eagle"}, "parameter decoding_mode is 'eagle', which this version does not"),
+    "device": ({"device": "abacus"}, "abacus"),
+    "block size": ({"kv_cache_block_size": "33"}, "33"),
+    "old key": ({"worker_path": "/bin/true"}, "parameter worker_path is obsolete"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_configuration(loaded, config, case):
+    parameters, text = REFUSED[case]
+    answer = load(loaded, config=changed(config, **parameters))
+    assert answer.status == 400
+    assert text in answer.error
+    assert loaded.get("/v2/health/live").status == 200
+
+
+def test_metrics_survive_a_refused_configuration(loaded, config):
+    """The server shares metrics of equal labels between the serving model and the refused one."""
+    before = loaded.sample('"iteration_counter"')
+    for _ in range(3):
+        assert load(loaded, config=changed(config, device="abacus")).status == 400
+        loaded.ask_tokens([5, 6, 7], 4)
+    time.sleep(0.1)  # until the last change is shown
+    assert loaded.sample('"iteration_counter"') >= before + 12
+
+
+def test_folder_without_a_plan(loaded, config, tmp_path):
+    answer = load(loaded, config=changed(config, gpt_model_path=str(tmp_path)))
+    assert answer.status == 400
+    assert "plan.json" in answer.error
+    assert str(tmp_path) in answer.error
+
+
+def test_damaged_plan(loaded, config, tmp_path):
+    shutil.copytree(loaded.engine_dir, tmp_path / "engine")
+    plan = tmp_path / "engine" / "plan.json"
+    plan.write_text(plan.read_text()[:1000])
+    answer = load(loaded, config=changed(config, gpt_model_path=str(tmp_path / "engine")))
+    assert answer.status == 400
+    assert "plan.json" in answer.error
+
+
+def test_no_parameters(loaded, config):
+    answer = load(loaded, config={**config, "parameters": {}})
+    assert answer.status == 400
+    assert "the model configuration has no parameters section" in answer.error
+
+
+def test_wrongly_declared_tensor(loaded, config):
+    outputs = [{**it, "data_type": "TYPE_INT64"} if it["name"] == "output_ids" else it for it in config["output"]]
+    answer = load(loaded, config={**config, "output": outputs})
+    assert answer.status == 400
+    assert "output output_ids of the model configuration is INT64; wanted INT32" in answer.error
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"gpt_model_type": "V1"},
+        {"batch_scheduler_policy": "max_utilization", "enable_chunked_context": "TRUE"},
+        {"batch_scheduler_policy": "whatever", "decoding_mode": "top_k"},
+        {"enable_kv_cache_reuse": "0", "max_tokens_in_paged_kv_cache": "512"},
+        {"tensor_parallel_size": "2", "num_threads": "2"},
+    ],
+)
+def test_accepted_configuration(loaded, config, greedy, parameters):
+    assert load(loaded, config=changed(config, **parameters)).status == 200
+    (response,) = loaded.ask_tokens([5, 6, 7], 20)
+    assert response.tokens == greedy([5, 6, 7], 20)
+
+
+def test_default_of_the_model_for_input_in_output(loaded, config, greedy):
+    assert load(loaded, config=changed(config, exclude_input_in_output="false")).status == 200
+    (response,) = loaded.ask_tokens([5, 6, 7], 4)
+    assert response.tokens == [5, 6, 7, *greedy([5, 6, 7], 4)]
+
+
+def test_random_seed_by_default(loaded, config):
+    assert load(loaded, config=changed(config, random_default_seed="true")).status == 200
+    samples = {tuple(loaded.ask_tokens([5], 12, runtime_top_k=500, temperature=2.0)[0].tokens) for _ in range(4)}
+    assert len(samples) > 1
+
+
+def test_unload_with_requests_running(loaded, greedy, prompts):
+    """Running requests get their whole answer; later ones are refused."""
+    streams = [loaded.stream_tokens(prompt[:40], 150, streaming=True) for prompt in prompts[:6]]
+    for stream in streams:
+        stream.next()
+    assert unload(loaded).status == 200
+    assert not is_ready(loaded)
+    text = loaded.refusal("tensorrt_llm", input_ids=[5], input_lengths=1, request_output_len=2)
+    assert "Request for unknown model: 'tensorrt_llm' has no available versions" in text
+    for prompt, stream in zip(prompts[:6], streams, strict=False):
+        with stream:
+            tokens = [token for response in stream for token in response.tokens]
+        assert tokens == greedy(prompt[:40], 150)[1:]
+
+
+def test_reload_with_requests_running(loaded, config, greedy, prompts):
+    with loaded.stream_tokens(prompts[0][:40], 150, streaming=True) as stream:
+        stream.next()
+        assert load(loaded, config=changed(config, max_batch_size="3")).status == 200
+        (response,) = loaded.ask_tokens(prompts[1])
+        assert response.tokens == greedy(prompts[1])
+        assert [token for it in stream for token in it.tokens] == greedy(prompts[0][:40], 150)[1:]
+    time.sleep(0.1)
+    assert loaded.sample('"max"', "request_metrics") == 3
+
+
+def test_memory_comes_back_after_unload(loaded, config):
+    def resident():
+        assert unload(loaded).status == 200
+        while is_ready(loaded):
+            pass
+        return loaded.server_memory()
+
+    sizes = []
+    for _ in range(4):
+        assert load(loaded, config=config).status == 200
+        loaded.ask_tokens([5, 6, 7], 20)
+        with_model = loaded.server_memory()
+        sizes.append(resident())
+    assert sizes[-1] < with_model
+    assert sizes[-1] - sizes[0] < 8 << 20
+
+
+def test_whole_chain_loaded_on_demand(loaded, greedy_text):
+    assert load(loaded, "ensemble").status == 200
+    assert loaded.text() == greedy_text(PROMPT)
+    assert load(loaded, "tensorrt_llm_bls").status == 200
+    assert loaded.text("tensorrt_llm_bls") == greedy_text(PROMPT)
+    for model in ("ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing"):
+        assert unload(loaded, model).status == 200
+
+
+def test_tokenizer_that_is_missing(loaded):
+    body = loaded.get("/v2/models/tensorrt_llm/config")
+    assert body.status == 200
+    assert load(loaded, "preprocessing").status == 200
+    config = loaded.get("/v2/models/preprocessing/config").json
+    answer = load(loaded, "preprocessing", changed(config, tokenizer_dir="/nowhere"))
+    assert answer.status == 400
+    assert "tokenizer_dir '/nowhere'" in answer.error

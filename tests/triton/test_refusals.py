@@ -1,0 +1,172 @@
+"""What the engine model refuses: the right code and a text with what was found and what was wanted.
+
+A stream carries no codes, so they are asked for where one request has one response.
+"""
+
+import numpy as np
+import pytest
+from served import PROMPT, Served
+from tritonclient.utils import InferenceServerException
+
+PLAIN = {"input_ids": [5, 6, 7], "input_lengths": 3, "request_output_len": 4}
+INVALID = "StatusCode.INVALID_ARGUMENT"
+UNSUPPORTED = "StatusCode.UNIMPLEMENTED"
+NEEDS_A_FEATURE = "needs a feature that this version does not support; leave it out"
+NAN = float("nan")
+
+BAD_VALUES = {
+    "prompt too long": ({"input_ids": [5] * 1100, "input_lengths": 1100}, "the prompt has 1100 tokens; this model takes"),
+    "no prompt": ({"input_ids": None}, "input input_ids is missing or empty; wanted at least one token"),
+    "empty prompt": ({"input_ids": np.zeros((1, 0), np.int32)}, "input input_ids is missing or empty"),
+    "length 0": ({"input_lengths": 0}, "input input_lengths is 0; wanted 1 to 3, the width of input_ids"),
+    "length too large": ({"input_lengths": 4}, "input input_lengths is 4; wanted 1 to 3, the width of input_ids"),
+    "no output length": ({"request_output_len": None, "end_id": 0}, "request_output_len is not present in the request"),
+    "output length 0": ({"request_output_len": 0}, "input request_output_len is 0; wanted 1 or more"),
+    "missing inputs": ({"request_output_len": None, "input_lengths": None}, "missing required input(s)"),
+    "token": ({"input_ids": [5, 4096, 7]}, "4096 is outside the vocabulary of 4096"),
+    "negative token": ({"input_ids": [5, -1, 7]}, "-1 is outside the vocabulary of 4096"),
+    "type": ({"input_ids": [0.5, 0.5, 0.5]}, "data-type is 'FP32', but model 'tensorrt_llm' expects 'INT32'"),
+    "shape": ({"input_lengths": [3, 3]}, "unexpected shape for input 'input_lengths'"),
+    "unknown input": ({"surprise": 1}, "unexpected inference input 'surprise'"),
+    "batch": ({"input_ids": np.ones((2, 3), np.int32)}, "batch size does not match other inputs for 'tensorrt_llm'"),
+    "temperature": ({"temperature": -1.0}, "input temperature is -1; wanted 0 to"),
+    "temperature NaN": ({"temperature": NAN}, "input temperature is nan; wanted 0 to"),
+    "top-k": ({"runtime_top_k": -1}, "input runtime_top_k is -1; wanted 0 or more"),
+    "top-p NaN": ({"runtime_top_p": NAN}, "input runtime_top_p is nan"),
+    "min-p": ({"min_p": 1.5}, "input min_p is 1.5; wanted 0 to 1"),
+    "repetition": ({"repetition_penalty": 0.0}, "input repetition_penalty is 0; wanted"),
+    "presence": ({"presence_penalty": NAN}, "input presence_penalty is nan"),
+    "frequency": ({"frequency_penalty": NAN}, "input frequency_penalty is nan"),
+    "n-grams": ({"no_repeat_ngram_size": -2}, "input no_repeat_ngram_size is -2; wanted 0 or more"),
+    "min length": ({"min_length": -1}, "input min_length is -1; wanted 0 or more"),
+    "end": ({"end_id": 5000}, "end_id 5000 is outside the vocabulary"),
+    "end -2": ({"end_id": -2}, "input end_id is -2; wanted -1 to"),
+    "sequences 0": ({"num_return_sequences": 0}, "input num_return_sequences is 0; wanted 1 or more"),
+    "beams 0": ({"beam_width": 0}, "input beam_width is 0; wanted 1 to"),
+    "priority": ({"priority": 2.0}, "input priority is 2; wanted 0 to 1"),
+    "bias": ({"embedding_bias": [0.0] * 7}, "7 entries"),
+    "falling offsets": ({"stop_words_list": np.array([[[1, 2, 3], [2, 1, -1]]], np.int32)}, "wanted rising offsets"),
+    "far offset": ({"bad_words_list": np.array([[[1, 2], [9, -1]]], np.int32)}, "wanted at most the number of tokens, 2"),
+    "streaming": ({"streaming": True}, "Streaming is only supported if model is deployed using decoupled mode."),
+    "sequences": ({"num_return_sequences": 2}, "wanted 1 unless the model is deployed using decoupled mode"),
+}
+
+LATER = {
+    "beam_width": 2,
+    "runtime_top_p_decay": 0.5,
+    "draft_input_ids": [3, 4],
+    "draft_acceptance_threshold": 0.5,
+    "lora_task_id": 0,
+    "lora_config": np.ones((1, 2, 3), np.int32),
+    "lora_weights": np.ones((1, 2, 4), np.float16),
+    "prompt_embedding_table": np.ones((1, 2, 4), np.float16),
+    "prompt_vocab_size": 3,
+    "prompt_ignore_length": 1,
+    "guided_decoding_guide_type": "json",
+    "guided_decoding_guide": "{}",
+    "lookahead_window_size": 4,
+    "context_phase_params": np.ones((1, 3), np.uint8),
+    "retention_token_range_starts": [0],
+    "encoder_input_features": np.ones((1, 2, 4), np.float16),
+    "cross_attention_mask": np.ones((1, 2, 4), bool),
+}
+LATER_TEXTS = {
+    "beam_width": "input beam_width is 2; this version supports 1 (no beam search)",
+    "runtime_top_p_decay": "input runtime_top_p_decay is 0.5; this version supports 1 (no decay)",
+}
+
+
+def refusal(single: Served, changes: dict, model: str = "tensorrt_llm") -> tuple[str, str]:
+    inputs = {name: value for name, value in {**PLAIN, **changes}.items() if value is not None}
+    with pytest.raises(InferenceServerException) as caught:
+        single.infer(model, **inputs)
+    return caught.value.status(), caught.value.message()
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_bad_value(single, case):
+    changes, text = BAD_VALUES[case]
+    status, found = refusal(single, changes)
+    assert text in found
+    assert status == INVALID
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_features_to_come(single, name):
+    status, found = refusal(single, {name: LATER[name]})
+    assert found == LATER_TEXTS.get(name, f"input {name} {NEEDS_A_FEATURE}")
+    assert status == UNSUPPORTED
+
+
+def test_neutral_values_of_features_to_come(single, greedy):
+    neutral = {
+        "beam_width": 1,
+        "runtime_top_p_decay": 1.0,
+        "draft_input_ids": np.zeros((1, 0), np.int32),
+        "prompt_vocab_size": 0,
+        "guided_decoding_guide": "",
+        "early_stopping": 1,
+        "len_penalty": 1.0,
+        "beam_search_diversity_rate": 0.5,
+        "runtime_top_p_min": 0.1,
+        "runtime_top_p_reset_ids": 1,
+        "stop_words_list": np.zeros((1, 2, 0), np.int32),
+        "embedding_bias": np.zeros((1, 0), np.float32),
+    }
+    outputs = single.infer("tensorrt_llm", **PLAIN, **neutral)
+    assert outputs["output_ids"].flatten().tolist() == greedy(PLAIN["input_ids"], 4)
+
+
+def test_unknown_model(single):
+    status, text = refusal(single, {}, model="nothing")
+    assert text == "Request for unknown model: 'nothing' is not found"
+    assert status == "StatusCode.NOT_FOUND"
+
+
+def test_requested_outputs_must_hold_the_tokens(served):
+    with served.stream("tensorrt_llm", outputs=["finish_reason"], **PLAIN) as stream:
+        (response,) = stream
+    assert response.error == "the requested outputs lack output_ids or sequence_length; wanted both"
+
+
+def test_rows_on_a_model_with_single_responses(single):
+    ones = np.ones((2, 1), np.int32)
+    status, text = refusal(single, {"input_ids": ones, "input_lengths": ones, "request_output_len": ones})
+    assert text.startswith(
+        "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
+    )
+    assert status == INVALID
+
+
+def test_unary_call_of_a_decoupled_model(served):
+    with pytest.raises(InferenceServerException) as caught:
+        served.infer("tensorrt_llm", **PLAIN)
+    assert "ModelInfer RPC doesn't support models with decoupled transaction policy" in caught.value.message()
+    assert caught.value.status() == UNSUPPORTED
+
+
+@pytest.mark.parametrize("request_type", ["context_only", "generation_only"])
+def test_request_types_to_come(served, request_type):
+    text = served.refusal("tensorrt_llm", **PLAIN, parameters={"request_type": request_type})
+    assert text == f"request parameter request_type is {request_type}; this version supports context_and_generation"
+
+
+def test_unknown_request_type_is_the_default(served, greedy):
+    with served.stream("tensorrt_llm", **PLAIN, parameters={"request_type": "other"}) as stream:
+        (response,) = stream
+    assert response.tokens == greedy(PLAIN["input_ids"], 4)
+
+
+@pytest.mark.parametrize("name", ["num_draft_tokens", "use_draft_logits"])
+def test_scripted_chain_has_no_draft_models(served, name):
+    value = True if name == "use_draft_logits" else 3
+    text = served.refusal("tensorrt_llm_bls", **{name: value})
+    assert text == f"input {name} is for draft models, which are not supported"
+
+
+def test_text_models_pass_on_the_code(single):
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        with pytest.raises(InferenceServerException) as caught:
+            single.infer(model, text_input=PROMPT, max_tokens=4, beam_width=2)
+        assert "input beam_width is 2" in caught.value.message()
+        assert caught.value.status() == UNSUPPORTED
