@@ -91,14 +91,15 @@ class Scheduler::Impl {
     check(sequence.in_flight && sequence.computed == item.first, ErrorCode::kInternal, "sequence ", item.id,
           " completes tokens from ", item.first,
           sequence.in_flight ? ", in flight are those from " : ", not in flight at ", sequence.computed);
+    // Of a finished one it no longer matters whether its step came to a token or failed.
+    check(sequence.finished || sampled.has_value() == item.samples, ErrorCode::kInternal, "sequence ", item.id,
+          " completes ", sampled ? "with" : "without", " a sampled token, its item says otherwise");
     sequence.in_flight = false;
-    if (sequence.finished) {  // whether its step came to a token or failed no longer matters
+    if (sequence.finished) {
       leave(sequence);
       sequences_.erase(sequence.id);
       return;
     }
-    check(sampled.has_value() == item.samples, ErrorCode::kInternal, "sequence ", item.id, " completes ",
-          sampled ? "with" : "without", " a sampled token, its item says otherwise");
     sequence.computed += item.count;
     kv_cache_.mark_computed(sequence.id, std::span(sequence.tokens).first(sequence.computed));
     if (sampled) sequence.tokens.push_back(*sampled);

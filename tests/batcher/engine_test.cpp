@@ -89,7 +89,7 @@ TEST_F(EngineTest, RanksOfAnyLayoutComputeTheSame) {
 // Logits are computed in slices of 256 rows: an epilogue that adds to a residual must not do so once per slice.
 TEST_F(EngineTest, ManyLogitsRowsAreTheSameAsFew) {
   json& epilogue = document["blocks"]["epilogue"];
-  document["blocks"]["layers"]["carry"] = {{"x", "x.next"}, {"y", "middle"}};
+  document["blocks"]["layers"]["carry"] = testing::carry({{"x", "x.next"}, {"y", "middle"}});
   document["blocks"]["prologue"].push_back(
       op("activation", {{"x", "x"}}, {}, {{"out", "y"}}, {{"activation", "gelu"}}));
   epilogue[0]["inputs"]["residual"] = "y";
@@ -106,7 +106,7 @@ TEST_F(EngineTest, ManyLogitsRowsAreTheSameAsFew) {
 
 TEST_F(EngineTest, EveryRowOfAnEpilogueInSlicesEqualsItsOwnPrompt) {
   json& epilogue = document["blocks"]["epilogue"];
-  document["blocks"]["layers"]["carry"] = {{"x", "x.next"}, {"y", "middle"}};
+  document["blocks"]["layers"]["carry"] = testing::carry({{"x", "x.next"}, {"y", "middle"}});
   document["blocks"]["prologue"].push_back(
       op("activation", {{"x", "x"}}, {}, {{"out", "y"}}, {{"activation", "gelu"}}));
   epilogue[0]["inputs"]["residual"] = "y";
@@ -119,7 +119,7 @@ TEST_F(EngineTest, EveryRowOfAnEpilogueInSlicesEqualsItsOwnPrompt) {
 }
 
 TEST_F(EngineTest, MarkedEpilogueTensorsAreReturnedWithoutAnyLogits) {
-  document["outputs"] = {{{"name", "final"}, {"tensor", "normed"}, {"block", "epilogue"}}};
+  document["outputs"] = testing::marked_output("final", "normed", "epilogue");
   write();
   Engine engine(folder.path(), small_config());
   Step step = prompt_step(10, 1);

@@ -85,7 +85,7 @@ TEST_P(ExecutorFaultTest, AFaultWhileShuttingDownStillDeliversEveryEnd) {
   Fault& fault = Fault::instance();
   fault.armed = fault.hold = true;
   std::vector<std::shared_ptr<Answer>> answers;
-  std::thread release([&] {
+  std::jthread release([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     fault.hold = false;
   });

@@ -29,7 +29,7 @@ TEST_P(ExecutorLifeTest, AnswersAreTheSameOnEveryLayout) {
 TEST_P(ExecutorLifeTest, DestructionDeliversOneFinalResultToEachRequest) {
   std::vector<std::shared_ptr<Answer>> answers;
   Fault::instance().hold = true;  // so that none of them can be done before
-  std::thread release([] {
+  std::jthread release([] {
     std::this_thread::sleep_for(std::chrono::milliseconds(30));
     Fault::instance().hold = false;
   });

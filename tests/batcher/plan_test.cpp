@@ -57,7 +57,7 @@ TEST_F(PlanTest, ReadsSlicesTranspositionsAndOutputs) {
   document["weights"]["norm"]["sources"][0].update(
       json{{"slice", {{"axis", 1}, {"start", 3}, {"stop", 7}}}, {"transpose", true}});
   document["weights"]["norm"]["dtype"] = "bfloat16";
-  document["outputs"] = {{{"name", "hidden"}, {"tensor", "x.next"}, {"block", "layers"}}};
+  document["outputs"] = testing::marked_output("hidden", "x.next", "layers");
   const Plan plan = read(document.dump());
   const PlanSource& source = plan.weights.at("norm").sources[0];
   EXPECT_TRUE(source.transpose);

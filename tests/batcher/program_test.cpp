@@ -134,11 +134,11 @@ TEST_F(ProgramTest, OneBlockDoesNotSeeTheTensorsOfAnother) {
 }
 
 TEST_F(ProgramTest, TheCarryAndTheLogitsMustBeDefined) {
-  document["blocks"]["layers"]["carry"] = {{"x", "nowhere"}};
+  document["blocks"]["layers"]["carry"] = testing::carry({{"x", "nowhere"}});
   expect_refused({"carries", "'nowhere'"});
-  document["blocks"]["layers"]["carry"] = {{"nowhere", "x.next"}};
+  document["blocks"]["layers"]["carry"] = testing::carry({{"nowhere", "x.next"}});
   expect_refused({"'nowhere'"});
-  document["blocks"]["layers"]["carry"] = {{"x", "x.next"}};
+  document["blocks"]["layers"]["carry"] = testing::carry({{"x", "x.next"}});
   epilogue().erase(3);
   expect_refused({"epilogue must define", "'logits'"});
 }
@@ -216,11 +216,11 @@ TEST_F(ProgramTest, UnknownWeightsAreNamedWithTheirLayer) {
 }
 
 TEST_F(ProgramTest, MarkedOutputsMustBeTokensThatAreStillThere) {
-  document["outputs"] = {{{"name", "mark"}, {"tensor", "out.partial"}, {"block", "layers"}}};
+  document["outputs"] = testing::marked_output("mark", "out.partial", "layers");
   expect_refused({"marked output", "'out.partial'", "overwrites in place"});
-  document["outputs"] = {{{"name", "mark"}, {"tensor", "rows"}, {"block", "epilogue"}}};
+  document["outputs"] = testing::marked_output("mark", "rows", "epilogue");
   expect_refused({"'mark'", "row per token"}, ErrorCode::kUnsupported);
-  document["outputs"] = {{{"name", "mark"}, {"tensor", "active"}, {"block", "layers"}}};
+  document["outputs"] = testing::marked_output("mark", "active", "layers");
   const Program program = build();
   ASSERT_EQ(program.captures.size(), 2u);
   EXPECT_EQ(program.captures[1].layer, 1);

@@ -97,6 +97,18 @@ inline json op(const std::string& name, const json& inputs, const json& weights,
           {"attributes", object(attributes)}};
 }
 
+/// Pairs of tensor names, at a unit's entry and exit.
+inline json carry(const std::vector<std::pair<std::string, std::string>>& pairs) {
+  json list = json::array();
+  for (const auto& [entry, exit] : pairs) list.push_back(json::array({entry, exit}));
+  return list;
+}
+
+/// The plan's list of marked outputs with one entry.
+inline json marked_output(const std::string& name, const std::string& tensor, const std::string& block) {
+  return json::array({{{"name", name}, {"tensor", tensor}, {"block", block}}});
+}
+
 /// A random decoder: two kinds of sharded matrices, rotary attention with grouped heads, a ReLU layer, everything
 /// float32.
 struct TinyNetwork {
@@ -168,11 +180,11 @@ struct TinyNetwork {
                            {"eos_ids", json::array()},
                            {"dtype", "float32"},
                            {"num_parameters", 1}};
-    document["checkpoint"] = {{"directory", "."}, {"files", {"model.safetensors"}}};
+    document["checkpoint"] = {{"directory", "."}, {"files", json::array({"model.safetensors"})}};
     document["weights"] = weights();
     document["blocks"] = {
-        {"prologue", {op("embedding", {{"ids", "token_ids"}}, {{"table", "embedding"}}, {{"out", "x"}})}},
-        {"layers", {{"repeat", layers}, {"unit", 1}, {"carry", {{"x", "x.next"}}}, {"ops", layer_ops()}}},
+        {"prologue", json::array({op("embedding", {{"ids", "token_ids"}}, {{"table", "embedding"}}, {{"out", "x"}})})},
+        {"layers", {{"repeat", layers}, {"unit", 1}, {"carry", carry({{"x", "x.next"}})}, {"ops", layer_ops()}}},
         {"epilogue",
          {op("rms_norm", {{"x", "x"}}, {{"weight", "norm"}}, {{"out", "normed"}}, {{"epsilon", 1e-5}}),
           op("gather_rows", {{"x", "normed"}, {"rows", "logits_rows"}}, {}, {{"out", "rows"}}),
