@@ -113,7 +113,7 @@ const OutputField kFields[] = {
     {"sequence_length", DataType::kInt32, always,
      [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.tokens.size())); }},
     {"prefix_ids", DataType::kInt32, always, [](Writer w, const Result& r) { write_tokens(w, r.prefix_tokens); }},
-    {"sequence_end", DataType::kBool, always, [](Writer w, const Result& r) { w.scalar(r.sequence_final); }},
+    {"sequence_final", DataType::kBool, always, [](Writer w, const Result& r) { w.scalar(r.sequence_final); }},
     {"finish_reason", DataType::kBytes, always, [](Writer w, const Result& r) { w.text(name_of(r.finish_reason)); }},
     {"batch_index", DataType::kInt32, [](Switches s) { return s.batch; },
      [](Writer w, const Result&) { w.scalar(static_cast<int32_t>(w.form().batch_index)); }},

@@ -33,6 +33,14 @@ ErrorCode from_triton(TritonCode code) {
   return ErrorCode::kInternal;
 }
 
+// The part of a path behind its last slash (the macro for it begins with gcc 12).
+constexpr const char* file_name(const char* path) {
+  const char* name = path;
+  for (; *path != '\0'; ++path)
+    if (*path == '/') name = path + 1;
+  return name;
+}
+
 }  // namespace
 
 void require_ok(TRITONSERVER_Error* error) {
@@ -45,7 +53,7 @@ void log_if_error(TRITONSERVER_Error* error) noexcept {
   if (error == nullptr) return;
   const ErrorHandle handle(error);
   const ErrorHandle log_error(
-      TRITONSERVER_LogMessage(LogLevel::kError, __FILE_NAME__, __LINE__, TRITONSERVER_ErrorMessage(error)));
+      TRITONSERVER_LogMessage(LogLevel::kError, file_name(__FILE__), __LINE__, TRITONSERVER_ErrorMessage(error)));
 }
 
 TRITONSERVER_Error* make_error(ErrorCode code, const std::string& message) noexcept {

@@ -18,35 +18,35 @@ struct ModelInfo {
   std::string device;
   int tensor_parallel = 1;
   int pipeline_parallel = 1;
-  int64_t weight_bytes = 0;     // of all ranks
+  int64_t weight_bytes = 0;  // of all ranks
   int64_t kv_bytes_per_token = 0;
 };
 
 /// A snapshot; counters run from the start.
 struct ExecutorStats {
   int64_t steps = 0;
-  int64_t timestamp_us = 0;            // wall clock of the last step, microseconds since the epoch
-  int active_requests = 0;             // waiting and running sequences
+  int64_t timestamp_us = 0;  // wall clock of the last step, microseconds since the epoch
+  int active_requests = 0;   // waiting and running sequences
   int waiting_requests = 0;
-  int scheduled_requests = 0;          // of the last step
-  int context_requests = 0;            // of the last step
-  int generation_requests = 0;         // of the last step
-  int paused_requests = 0;             // of the last step
-  int context_tokens = 0;              // of the last step
-  int max_requests = 0;                // max_batch_size
+  int scheduled_requests = 0;   // of the last step
+  int context_requests = 0;     // of the last step
+  int generation_requests = 0;  // of the last step
+  int paused_requests = 0;      // of the last step
+  int context_tokens = 0;       // of the last step
+  int max_requests = 0;         // max_batch_size
   int micro_batch = 0;
   int kv_blocks_max = 0;
-  int kv_blocks_used = 0;              // referenced by a sequence
+  int kv_blocks_used = 0;  // referenced by a sequence
   int kv_blocks_free = 0;
   int kv_tokens_per_block = 0;
-  int64_t kv_blocks_reused = 0;        // counter
-  int64_t requests_completed = 0;      // counters of requests
+  int64_t kv_blocks_reused = 0;    // counter
+  int64_t requests_completed = 0;  // counters of requests
   int64_t requests_cancelled = 0;
   int64_t requests_failed = 0;
   int64_t preemptions = 0;
   int64_t tokens_generated = 0;
-  int64_t tokens_prefilled = 0;        // prompt tokens computed
-  int64_t tokens_reused = 0;           // prompt tokens taken from the prefix tree
+  int64_t tokens_prefilled = 0;  // prompt tokens computed
+  int64_t tokens_reused = 0;     // prompt tokens taken from the prefix tree
   int64_t memory_cpu_bytes = 0;
   int64_t memory_gpu_bytes = 0;
   int64_t memory_pinned_bytes = 0;

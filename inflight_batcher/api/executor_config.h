@@ -14,23 +14,24 @@ enum class CapacityPolicy {
 };
 
 struct KvCacheConfig {
-  std::optional<int64_t> max_tokens;         // capacity of the pool in tokens; absent: from the memory fraction
-  double free_memory_fraction = 0.9;         // of the device memory free after the weights (CPU: see cpu_memory_bytes)
-  int64_t cpu_memory_bytes = 1LL << 30;      // CPU engine: the memory that the fraction is taken of
-  int block_size = 32;                       // tokens, a power of two
+  std::optional<int64_t> max_tokens;     // capacity of the pool in tokens; absent: from the memory fraction
+  double free_memory_fraction = 0.9;     // of the device memory free after the weights (CPU: see cpu_memory_bytes)
+  int64_t cpu_memory_bytes = 1LL << 30;  // CPU engine: the memory that the fraction is taken of
+  int block_size = 32;                   // tokens, a power of two
   bool enable_block_reuse = true;
-  bool enable_partial_reuse = true;          // also reuse the leading part of a block, by copying it
+  bool enable_partial_reuse = true;  // also reuse the leading part of a block, by copying it
 };
 
 struct ExecutorConfig {
-  std::string device = "auto";               // "cpu", "cuda" or "auto": cuda where there is one
+  std::string device = "auto";  // "cpu", "cuda" or "auto": cuda where there is one
   int tensor_parallel = 1;
   int pipeline_parallel = 1;
-  int num_threads = 0;                       // CPU worker threads of all ranks together; 0 = the processors available
-  int max_batch_size = 256;                  // sequences in flight
-  int max_num_tokens = 2048;                 // tokens of one step
-  std::optional<int> max_sequence_length;    // prompt + generated; absent: what the network has positions for
-  int max_queue_size = 0;                    // waiting requests; 0 = unlimited
+  int num_threads = 0;                     // CPU worker threads of all ranks together; 0 = the processors available
+  int max_batch_size = 256;                // sequences in flight
+  int max_num_tokens = 2048;               // tokens of one step
+  std::optional<int> max_sequence_length;  // prompt + generated; absent: what the network has positions for
+  int max_queue_size = 0;                  // waiting requests; 0 = unlimited
+  int64_t max_logits_bytes = 1LL << 30;    // host memory that one request may ask for as returned logits
   bool enable_chunked_context = true;
   CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
   KvCacheConfig kv_cache;

@@ -117,8 +117,8 @@ json parse_file(const std::filesystem::path& path) {
         " (write one with: inflight build CHECKPOINT -o DIRECTORY)");
   try {
     return json::parse(file);
-  } catch (const json::exception& e) {
-    throw Error(ErrorCode::kInvalidArgument, concat("it is not JSON: ", e.what()));
+  } catch (const json::parse_error& e) {  // its text may quote bytes that are no UTF-8
+    throw Error(ErrorCode::kInvalidArgument, concat("it is not JSON from byte ", e.byte, " on"));
   }
 }
 

@@ -53,6 +53,10 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
   data_ = static_cast<const std::byte*>(mapped);
   try {
     read_header();
+  } catch (const nlohmann::json::parse_error& e) {  // its text may quote bytes that are no UTF-8
+    ::munmap(const_cast<std::byte*>(data_), size_);
+    throw Error(ErrorCode::kInvalidArgument,
+                concat("header of ", path.string(), " is not JSON from byte ", e.byte, " on"));
   } catch (const nlohmann::json::exception& e) {
     ::munmap(const_cast<std::byte*>(data_), size_);
     throw Error(ErrorCode::kInvalidArgument, concat("header of ", path.string(), ": ", e.what()));

@@ -79,7 +79,7 @@ void Executor::Impl::describe_model() {
 }
 
 RequestId Executor::Impl::submit(Request request, Callback callback) {
-  check_request(request, model_, engine_.plan());
+  check_request(request, model_, engine_.plan(), config_.max_logits_bytes);
   std::string why;
   const int prompt = static_cast<int>(request.input_ids.size());
   check(scheduler_.fits(prompt, prompt + request.max_tokens, &why), ErrorCode::kInvalidArgument, why);

@@ -60,7 +60,7 @@ class Executor::Impl {
   // sequence_results.cpp: what a step's answers mean for its sequences.
   void handle_item(StepInFlight& flight, size_t item, size_t& sampled_row);
   void take_logits(StepInFlight& flight);
-  void take_captures(StepInFlight& flight, size_t item);
+  void take_captures(StepInFlight& flight, size_t index);
   void accept_token(const SequencePtr& sequence, TokenId token, float log_prob);
   void end_sequence(const SequencePtr& sequence, FinishReason reason);
   void fail_sequence(const SequencePtr& sequence, ErrorCode code, const std::string& why);

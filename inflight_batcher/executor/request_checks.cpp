@@ -57,9 +57,16 @@ void check_outputs(const Request& request, const ModelInfo& model, const Plan& p
   }
 }
 
+void check_logits_bytes(const Request& request, const ModelInfo& model, int64_t limit) {
+  int64_t rows = request.output.context_logits ? static_cast<int64_t>(request.input_ids.size()) : 0;
+  if (request.output.generation_logits) rows += request.max_tokens;
+  const int64_t bytes = rows * request.sampling.num_return_sequences * model.vocabulary_size * 4;
+  require(bytes <= limit, "the logits asked for take ", bytes, " bytes, wanted at most max_logits_bytes ", limit);
+}
+
 }  // namespace
 
-void check_request(Request& request, const ModelInfo& model, const Plan& plan) {
+void check_request(Request& request, const ModelInfo& model, const Plan& plan, int64_t max_logits_bytes) {
   const auto prompt = static_cast<int64_t>(request.input_ids.size());
   require(prompt >= 1, "the prompt is empty: input_ids has 0 tokens, wanted at least 1");
   require(prompt < model.max_sequence_length, "the prompt has ", prompt, " tokens; this model takes at most ",
@@ -79,6 +86,7 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan) {
   require(request.output.prefix_tokens >= 0, "prefix_tokens is ", request.output.prefix_tokens, ", wanted at least 0");
   check_sampling(request.sampling);
   check_outputs(request, model, plan);
+  check_logits_bytes(request, model, max_logits_bytes);
 }
 
 void resolve_words(RequestState& state, const Plan& plan) {

@@ -9,7 +9,7 @@ namespace inflight {
 
 /// Refuses a request that cannot be served, with both numbers in the text (kInvalidArgument, kUnsupported), and cuts
 /// max_tokens to what the sequence limit leaves.
-void check_request(Request& request, const ModelInfo& model, const Plan& plan);
+void check_request(Request& request, const ModelInfo& model, const Plan& plan, int64_t max_logits_bytes);
 
 /// The sampler's view of a request's parameters, without what changes from step to step. Applies the contract's
 /// normalisation: neither top_k, top_p nor min_p given, or temperature 0, means greedy.

@@ -42,7 +42,8 @@ struct SequenceState {
   int context_logits_rows = 0;  // prompt rows whose logits have been returned
   std::vector<float> context_logits;
   std::vector<float> generation_logits;  // not yet emitted
-  std::map<std::string, std::vector<float>> additional_outputs;
+  int marked_rows = 0;                   // tokens whose marked outputs are in additional_outputs
+  std::map<std::string, MarkedOutput> additional_outputs;
   PerfMetrics perf;
 
   const OutputConfig& output() const { return request->request.output; }

@@ -45,8 +45,11 @@ void Executor::Impl::take_logits(StepInFlight& flight) {
   for (size_t use = 0; use < sampling; ++use) take(use);
 }
 
-void Executor::Impl::take_captures(StepInFlight& flight, size_t item) {
-  SequenceState& sequence = *flight.sequences[item];
+// Each token once: what a recomputation after a pause gives again is passed over.
+void Executor::Impl::take_captures(StepInFlight& flight, size_t index) {
+  SequenceState& sequence = *flight.sequences[index];
+  const Scheduler::Item& item = flight.plan.items[index];
+  const int known = std::clamp(sequence.marked_rows - item.first, 0, item.count);
   const size_t tokens = flight.step.token_ids.size();
   for (const auto& [name, values] : flight.step.captures) {
     const std::string base = name.substr(0, name.rfind(".layer"));
@@ -55,10 +58,12 @@ void Executor::Impl::take_captures(StepInFlight& flight, size_t item) {
         std::find(wanted.begin(), wanted.end(), name) == wanted.end())
       continue;
     const size_t width = values.size() / tokens;
-    auto& out = sequence.additional_outputs[name];
-    for (int row = flight.step.query_offsets[item]; row < flight.step.query_offsets[item + 1]; ++row)
-      append_rows(out, values, row, width);
+    MarkedOutput& out = sequence.additional_outputs[name];
+    out.width = static_cast<int>(width);
+    for (int row = flight.step.query_offsets[index] + known; row < flight.step.query_offsets[index + 1]; ++row)
+      append_rows(out.values, values, row, width);
   }
+  sequence.marked_rows = std::max(sequence.marked_rows, item.first + item.count);
 }
 
 void Executor::Impl::handle_item(StepInFlight& flight, size_t index, size_t& sampled_row) {

@@ -33,7 +33,8 @@ std::optional<Result> ResultQueue::get_nowait() { return get(0.0); }
 
 nb::tuple submit_to_queue(Executor& executor, Request request, nb::object on_result) {
   auto queue = std::make_shared<ResultQueue>();
-  // The callback may be destroyed on the response thread, and a Python object may only be let go under the interpreter lock.
+  // The callback may be destroyed on the response thread, and a Python object may only be let go under the interpreter
+  // lock.
   std::shared_ptr<nb::object> notify;
   if (!on_result.is_none()) {
     notify = std::shared_ptr<nb::object>(new nb::object(std::move(on_result)), [](nb::object* object) {

@@ -7,6 +7,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
+
 #include "inflight_batcher/api/executor.h"
 #include "inflight_batcher/python/handle.h"
 
@@ -48,6 +50,7 @@ void bind_config(nb::module_& m) {
       .def_rw("max_num_tokens", &ExecutorConfig::max_num_tokens)
       .def_rw("max_sequence_length", &ExecutorConfig::max_sequence_length, nb::arg().none())
       .def_rw("max_queue_size", &ExecutorConfig::max_queue_size)
+      .def_rw("max_logits_bytes", &ExecutorConfig::max_logits_bytes)
       .def_rw("enable_chunked_context", &ExecutorConfig::enable_chunked_context)
       .def_rw("capacity_policy", &ExecutorConfig::capacity_policy)
       .def_rw("kv_cache", &ExecutorConfig::kv_cache);
@@ -114,16 +117,19 @@ void bind_result(nb::module_& m) {
       .def_ro("log_probs", &Result::log_probs)
       .def_ro("cum_log_prob", &Result::cum_log_prob)
       .def("context_logits", [](const Result& r, size_t vocabulary) { return to_array(r.context_logits, vocabulary); })
-      .def("generation_logits", [](const Result& r, size_t vocabulary) { return to_array(r.generation_logits, vocabulary); })
-      .def("additional_output", [](const Result& r, const std::string& name, size_t rows) {
-        const auto& values = r.additional_outputs.at(name);
-        return to_array(values, rows ? values.size() / rows : 0);
-      })
-      .def_prop_ro("additional_output_names", [](const Result& r) {
-        std::vector<std::string> names;
-        for (const auto& [name, values] : r.additional_outputs) names.push_back(name);
-        return names;
-      })
+      .def("generation_logits",
+           [](const Result& r, size_t vocabulary) { return to_array(r.generation_logits, vocabulary); })
+      .def("additional_output",
+           [](const Result& r, const std::string& name) {
+             const MarkedOutput& output = r.additional_outputs.at(name);
+             return to_array(output.values, output.width);
+           })
+      .def_prop_ro("additional_output_names",
+                   [](const Result& r) {
+                     std::vector<std::string> names;
+                     for (const auto& [name, output] : r.additional_outputs) names.push_back(name);
+                     return names;
+                   })
       .def_ro("perf", &Result::perf)
       .def_ro("failed", &Result::failed)
       .def_ro("error", &Result::error)
@@ -198,21 +204,24 @@ void bind_executor(nb::module_& m) {
            "The next result, or None when `timeout` (seconds) passes first.")
       .def("get_nowait", &ResultQueue::get_nowait);
   nb::class_<PyExecutor>(m, "Executor")
-      .def("__init__",
-           [](PyExecutor* place, const std::string& engine_dir, const ExecutorConfig& config) {
-             nb::gil_scoped_release unlocked;
-             new (place) PyExecutor(engine_dir, config);
-           },
-           "engine_dir"_a, "config"_a)
+      .def(
+          "__init__",
+          [](PyExecutor* place, const std::string& engine_dir, const ExecutorConfig& config) {
+            nb::gil_scoped_release unlocked;
+            new (place) PyExecutor(engine_dir, config);
+          },
+          "engine_dir"_a, "config"_a)
       .def("close", &PyExecutor::close)
-      .def("submit",
-           [](const PyExecutor& executor, Request request, nb::object on_result) {
-             return submit_to_queue(executor.get(), std::move(request), std::move(on_result));
-           },
-           "request"_a, "on_result"_a.none() = nb::none(),
-           "Queues the request; returns (request id, ResultQueue). `on_result` is called, with no argument, on the "
-           "response thread after each result.")
-      .def("cancel", [](const PyExecutor& executor, RequestId id) { executor.get().cancel(id); }, "request_id"_a)
+      .def(
+          "submit",
+          [](const PyExecutor& executor, Request request, nb::object on_result) {
+            return submit_to_queue(executor.get(), std::move(request), std::move(on_result));
+          },
+          "request"_a, "on_result"_a.none() = nb::none(),
+          "Queues the request; returns (request id, ResultQueue). `on_result` is called, with no argument, on the "
+          "response thread after each result.")
+      .def(
+          "cancel", [](const PyExecutor& executor, RequestId id) { executor.get().cancel(id); }, "request_id"_a)
       .def("stats", [](const PyExecutor& executor) { return stats_dict(executor.get().stats()); })
       .def_prop_ro("model", [](const PyExecutor& executor) { return executor.get().model(); });
 }
@@ -231,7 +240,9 @@ NB_MODULE(_executor, m) {
         try {
           std::rethrow_exception(pointer);
         } catch (const Error& e) {
-          PyErr_SetObject(static_cast<PyObject*>(type), nb::make_tuple(static_cast<int>(e.code()), e.what()).ptr());
+          // A file's name may hold bytes that are no UTF-8.
+          const auto text = nb::steal(PyUnicode_DecodeUTF8(e.what(), std::strlen(e.what()), "replace"));
+          PyErr_SetObject(static_cast<PyObject*>(type), nb::make_tuple(static_cast<int>(e.code()), text).ptr());
         }
       },
       error_type.ptr());

@@ -319,7 +319,7 @@ class Scheduler::Impl {
   Running contexts_;  // scratch of plan_into()
   std::vector<int> free_slots_;
   size_t max_items_ = 0;  // of the step being planned
-  int reserved_ = 0;  // sum over the running ones
+  int reserved_ = 0;      // sum over the running ones
   uint64_t next_arrival_ = 1;
   uint64_t refused_arrival_ = 0;
   int refused_blocks_ = 0;

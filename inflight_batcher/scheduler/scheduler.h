@@ -36,7 +36,7 @@ class Scheduler {
     int max_num_tokens = 2048;  // of one step
     bool enable_chunked_context = true;
     CapacityPolicy policy = CapacityPolicy::kGuaranteedNoEvict;
-    int steps_in_flight = 1;      // pipeline stages: sequences are dealt out evenly among so many overlapping steps
+    int steps_in_flight = 1;  // pipeline stages: sequences are dealt out evenly among so many overlapping steps
   };
 
   /// A new sequence. `max_total_tokens` = prompt + most new tokens; the caller has checked it against the limits and

@@ -177,10 +177,10 @@ TEST_F(EngineTest, WeightFilesThatAreMissingOrCutShortAreNamed) {
   write();
   const auto file = folder.path() / "model.safetensors";
   std::filesystem::resize_file(file, std::filesystem::file_size(file) - 100);
-  expect_error(ErrorCode::kInvalidArgument, {file.string(), "cut short"},
+  expect_error(ErrorCode::kInvalidArgument, {"model.safetensors", "cut short"},
                [&] { Engine(folder.path(), small_config()); });
   std::filesystem::remove(file);
-  expect_error(ErrorCode::kNotFound, {file.string()}, [&] { Engine(folder.path(), small_config(2, 2)); });
+  expect_error(ErrorCode::kNotFound, {"model.safetensors"}, [&] { Engine(folder.path(), small_config(2, 2)); });
 }
 
 }  // namespace

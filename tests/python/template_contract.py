@@ -96,7 +96,7 @@ total_draft_tokens INT32 [1]
 num_input_tokens INT32 [1]
 num_output_tokens INT32 [1]
 finish_reason STRING [1]
-sequence_end BOOL [1]
+sequence_final BOOL [1]
 prefix_ids INT32 [-1,-1]
 """
 
@@ -213,7 +213,7 @@ VISION_INPUT_ID INT32 [-1]
 TOKENS_BATCH INT32 [-1,-1]
 SEQUENCE_LENGTH INT32 [-1]
 PREFIX_IDS INT32 [-1,-1] O
-SEQUENCE_END BOOL [1] O
+SEQUENCE_FINAL BOOL [1] O
 """,
         """
 OUTPUT STRING [-1]

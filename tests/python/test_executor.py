@@ -219,6 +219,27 @@ def test_marked_outputs_are_what_the_network_computes(tmp_path):
         assert np.abs(ours - states[layer + 1][0].numpy()).max() < 1e-4
 
 
+def test_marked_outputs_have_a_row_for_each_computed_token(python_7m, tmp_path, answer):
+    """After an end id one more token has been computed than was returned; after pauses none is there twice."""
+    document = plan.read(plan.ensure(python_7m))
+    leaving = document["blocks"]["layers"]["carry"][0][1]
+    document["outputs"] = [{"name": "hidden", "tensor": leaving, "block": "layers"}]
+    plan.write(document, tmp_path)
+    asked = dict(max_tokens=40, additional_outputs=["hidden"])
+    with Executor(tmp_path) as executor:
+        (ended,) = executor.submit(Request(PROMPT, end_id=answer[7], **asked))
+        (whole,) = executor.submit(Request(PROMPT, **asked))
+    computed = len(PROMPT) + answer.index(answer[7])
+    assert ended.additional_outputs["hidden.layer0"].shape == (computed, 256)
+    assert whole.additional_outputs["hidden.layer7"].shape == (len(PROMPT) + 39, 256)
+    scarce = dict(kv_cache_max_tokens=128, kv_cache_block_size=8, capacity_policy="max_utilization")
+    with Executor(tmp_path, **scarce) as executor:
+        results = [list(handle)[-1] for handle in [executor.submit(Request(PROMPT, **asked)) for _ in range(6)]]
+        assert executor.stats()["preemptions"] > 0
+    for result in results:
+        assert np.array_equal(result.additional_outputs["hidden.layer7"], whole.additional_outputs["hidden.layer7"])
+
+
 def test_cancel_ends_at_once_and_frees_the_blocks(python_7m):
     with Executor(python_7m, max_batch_size=2) as executor:
         running = executor.submit(Request(PROMPT, max_tokens=1000, streaming=True))
@@ -321,6 +342,13 @@ def test_request_larger_than_the_cache_is_refused(python_7m):
         error = refused(executor, Request(PROMPT, max_tokens=100))
         assert error.code == "invalid_argument"
         assert executor.generate(Request(PROMPT, max_tokens=50))
+
+
+def test_logits_beyond_the_memory_for_them_are_refused(python_7m):
+    with Executor(python_7m, max_logits_bytes=6 * 4096 * 4) as executor:
+        executor.generate(Request(PROMPT, max_tokens=1, context_logits=True, generation_logits=True))
+        error = refused(executor, Request(PROMPT, max_tokens=2, context_logits=True, generation_logits=True))
+        assert "take 114688 bytes, wanted at most max_logits_bytes 98304" in str(error)
 
 
 def test_max_tokens_is_cut_to_the_sequence_limit(python_7m):

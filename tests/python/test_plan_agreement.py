@@ -19,7 +19,7 @@ from inflight.executor import Executor, ExecutorError
 SMALL = dict(num_threads=1, max_batch_size=2, max_num_tokens=16, kv_cache_max_tokens=64)
 DELETE = object()
 BOUNDED = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,

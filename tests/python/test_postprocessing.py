@@ -29,7 +29,7 @@ def chunk(infer, tokens, prefix=None, end=None):
     if prefix is not None:
         arrays["PREFIX_IDS"] = int32([[prefix]]).reshape(1, 1, len(prefix))
     if end is not None:
-        arrays["SEQUENCE_END"] = np.array([[end]])
+        arrays["SEQUENCE_FINAL"] = np.array([[end]])
     return infer(**arrays)[0, 0].decode()
 
 

@@ -6,6 +6,7 @@ import shutil
 import time
 
 import pytest
+
 from served import TEXT_MODELS
 
 FAMILIES = {
@@ -50,7 +51,7 @@ def test_idle_values_are_integers(served):
 
 
 def test_gauges_move_with_a_request(served, prompts):
-    with served.stream_tokens(prompts[0], 300, streaming=True) as stream:
+    with served.stream_tokens(prompts[0][:20], 900, streaming=True) as stream:
         stream.next()
         time.sleep(0.1)
         assert served.sample('"active"') == 1

@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+
 from served import PROMPT
 
 ENGINE = "tensorrt_llm"
@@ -12,8 +13,10 @@ ENGINE = "tensorrt_llm"
 
 @pytest.fixture(scope="module")
 def managed(start):
-    """Nothing is loaded at the start."""
-    with start(arguments=["--model-control-mode=explicit"], stats_check_period_ms=20) as served:
+    """Nothing is loaded at the start. The server keeps a record of every load that failed while an older model served,
+    and waits for these at its end as long as it may."""
+    arguments = ["--model-control-mode=explicit", "--exit-timeout-secs=2"]
+    with start(arguments=arguments, stats_check_period_ms=20) as served:
         yield served
 
 

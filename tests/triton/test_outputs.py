@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from served import PROMPT, TEXT_MODELS
 
 from inflight.executor import Request
+from served import PROMPT, TEXT_MODELS
 
 VOCABULARY = 4096
 PERF_OUTPUTS = {
@@ -19,7 +19,7 @@ PERF_OUTPUTS = {
     "total_accepted_draft_tokens",
     "total_draft_tokens",
 }
-ALWAYS = {"output_ids", "sequence_length", "finish_reason", "sequence_end", "prefix_ids"}
+ALWAYS = {"output_ids", "sequence_length", "finish_reason", "sequence_final", "prefix_ids"}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,9 @@ def test_perf_metrics_of_first_and_repeated_prompt(served, heldout_ids):
         assert set(outputs) == ALWAYS | PERF_OUTPUTS
         assert {outputs[name].shape for name in PERF_OUTPUTS} == {(1, 1)}
         counts.append([outputs[f"kv_cache_{name}_blocks"].item() for name in ("alloc_new", "alloc_total", "reused")])
-        times = [outputs[f"{name}_time_ns"].item() for name in ("arrival", "first_scheduled", "first_token", "last_token")]
+        times = [
+            outputs[f"{name}_time_ns"].item() for name in ("arrival", "first_scheduled", "first_token", "last_token")
+        ]
         assert times == sorted(times)
         assert times[-1] - times[0] < 10e9
         assert outputs["acceptance_rate"].item() == 0.0
@@ -221,7 +223,9 @@ def test_bias_of_words(served, model):
 def test_bias_without_its_weight(served):
     answer = served.generate(embedding_bias_words=["a", "b"], embedding_bias_weights=[1.0])
     assert answer.status == 400
-    assert "EMBEDDING_BIAS_WORDS holds 2 words, EMBEDDING_BIAS_WEIGHTS 1 weights, wanted as many of each" in answer.error
+    assert (
+        "EMBEDDING_BIAS_WORDS holds 2 words, EMBEDDING_BIAS_WEIGHTS 1 weights, wanted as many of each" in answer.error
+    )
 
 
 @pytest.mark.parametrize("model", TEXT_MODELS)

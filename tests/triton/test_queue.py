@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from served import PROMPT
 from tritonclient.utils import InferenceServerException
+
+from served import PROMPT
 
 SECOND = "second"  # not decoupled, so that refusals have codes; two instances
 LONG = 600

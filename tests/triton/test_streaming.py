@@ -24,7 +24,7 @@ def test_tokens_one_by_one(served, greedy, prompts):
     assert [response.final for response in responses] == [False] * 29 + [True]
     assert {response.request_id for response in responses} == {"one"}
     assert [response.outputs["finish_reason"].item() for response in responses] == [b""] * 29 + [b"length"]
-    assert [response.outputs["sequence_end"].item() for response in responses] == [False] * 29 + [True]
+    assert [response.outputs["sequence_final"].item() for response in responses] == [False] * 29 + [True]
 
 
 def test_all_tokens_at_once(served, greedy, prompts):

@@ -143,7 +143,6 @@ class Handle:
         if native.failed:
             raise ExecutorError(ERROR_CODES[native.error_code], native.error)
         vocabulary = self._executor.model.vocabulary_size
-        rows = native.num_prompt_tokens + max(native.num_generated_tokens - 1, 0)
         return Result(
             sequence_index=native.sequence_index,
             final=native.sequence_final,
@@ -155,7 +154,7 @@ class Handle:
             num_generated_tokens=native.num_generated_tokens,
             context_logits=native.context_logits(vocabulary),
             generation_logits=native.generation_logits(vocabulary),
-            additional_outputs={name: native.additional_output(name, rows) for name in native.additional_output_names},
+            additional_outputs={name: native.additional_output(name) for name in native.additional_output_names},
             perf=native.perf,
         )
 

@@ -139,7 +139,7 @@ def read(directory: Path | str) -> dict:
     path = Path(directory) / PLAN_FILE
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: cannot be read: {error}") from error
     validate(plan, path)
     return plan

@@ -30,7 +30,8 @@ std::string concat(const Parts&... parts) {
 /// Throws Error(code, concat(parts...)) unless `condition` holds. The text is built only on failure.
 template <typename... Parts>
 void check(bool condition, ErrorCode code, const Parts&... parts) {
-  if (!condition) [[unlikely]] throw Error(code, concat(parts...));
+  if (!condition) [[unlikely]]
+    throw Error(code, concat(parts...));
 }
 
 }  // namespace inflight

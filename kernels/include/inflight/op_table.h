@@ -11,8 +11,8 @@
 
 namespace inflight {
 
-/// The instruction set of one device: what each operation of a plan runs. A null entry is an operation the device lacks;
-/// the engine refuses a plan that needs it when it loads.
+/// The instruction set of one device: what each operation of a plan runs. A null entry is an operation the device
+/// lacks; the engine refuses a plan that needs it when it loads.
 struct OpTable {
   const char* device = "";
   void (*embedding)(const EmbeddingArgs&, DeviceContext&) = nullptr;

@@ -48,7 +48,7 @@ class TritonPythonModel:
         tokens = inputs["TOKENS_BATCH"]  # [B, beams, longest]
         lengths = inputs["SEQUENCE_LENGTH"]  # [B, beams]
         prefixes = inputs.get("PREFIX_IDS")  # [B, beams, p]
-        ends = inputs.get("SEQUENCE_END", np.zeros((len(tokens), 1), bool))
+        ends = inputs.get("SEQUENCE_FINAL", np.zeros((len(tokens), 1), bool))
         output = np.empty(tokens.shape[:2], object)
         for row, beam in np.ndindex(*output.shape):
             chunk = tokens[row, beam, : lengths[row, beam]].tolist()

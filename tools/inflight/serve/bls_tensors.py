@@ -74,7 +74,7 @@ CHUNK_OUTPUTS = {
     "output_ids": "TOKENS_BATCH",
     "sequence_length": "SEQUENCE_LENGTH",
     "prefix_ids": "PREFIX_IDS",
-    "sequence_end": "SEQUENCE_END",
+    "sequence_final": "SEQUENCE_FINAL",
 }
 
 # Engine outputs that the chain gives on under the same name.

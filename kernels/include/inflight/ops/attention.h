@@ -16,20 +16,20 @@ struct RopeKvWriteArgs {
   float rope_scale = 1.0f;         // factor on cos and sin (YaRN's attention factor)
   bool interleaved = false;
   KvCacheView cache;
-  TensorView q;                    // [T, Hq · D] out
+  TensorView q;  // [T, Hq · D] out
 };
 
 /// Causal attention of packed queries over the paged cache: out[t] = softmax(scale · q[t] · Kᵀ) · V over the cache
 /// positions of the token's sequence up to its own. Query head h reads KV head h / (Hq / Hkv).
 /// A token's result is bit-identical for any chunking and any company in the batch.
 struct AttentionArgs {
-  TensorView q;             // [T, Hq · D]
+  TensorView q;  // [T, Hq · D]
   KvCacheView cache;
   TensorView alibi_slopes;  // [Hq] float32 or absent (Press et al. 2021): adds slope · (key position - query position)
   float scale = 1.0f;
-  int window = 0;           // > 0: a query at p sees keys in (p - window, p]
-  float soft_cap = 0.0f;    // > 0: scores become cap · tanh(score / cap) before masking
-  TensorView out;           // [T, Hq · D]
+  int window = 0;         // > 0: a query at p sees keys in (p - window, p]
+  float soft_cap = 0.0f;  // > 0: scores become cap · tanh(score / cap) before masking
+  TensorView out;         // [T, Hq · D]
 };
 
 /// One block of every layer copied within the cache (partial-block reuse): tokens [0, num_tokens) of `source`.

@@ -16,7 +16,8 @@ struct RmsNormArgs {
   float epsilon = 1e-5f;
 };
 
-/// out = (x - mean) / sqrt(variance + epsilon) · weight + bias (Ba et al. 2016, "Layer Normalization"). `residual` as above.
+/// out = (x - mean) / sqrt(variance + epsilon) · weight + bias (Ba et al. 2016, "Layer Normalization"). `residual` as
+/// above.
 struct LayerNormArgs {
   TensorView x;         // [M, H]
   TensorView residual;  // [M, H] in and out, or absent

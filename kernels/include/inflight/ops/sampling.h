@@ -26,15 +26,16 @@ struct SamplingRow {
   std::span<const int32_t> history;  // prompt and generated tokens
   int prompt_length = 0;             // how many of history are prompt
   std::span<const float> bias;       // added to the logits, [V] or empty
-  std::span<const int32_t> bad_words;          // token ids of all words end to end
-  std::span<const int32_t> bad_word_ends;      // cumulative end of each word in bad_words
-  std::span<const int32_t> stop_token_ids;     // one-token stop words: banned where one would end below min_tokens
+  std::span<const int32_t> bad_words;       // token ids of all words end to end
+  std::span<const int32_t> bad_word_ends;   // cumulative end of each word in bad_words
+  std::span<const int32_t> stop_token_ids;  // one-token stop words: banned where one would end below min_tokens
   bool want_log_prob = false;
 };
 
 /// tokens[i] from logits[i] under rows[i]. The draw uses a counter-based generator keyed by (seed, stream, number of
-/// tokens generated), so that a request's tokens do not depend on the rest of the batch. Greedy ties go to the lowest id.
-/// log_probs[i] = log softmax of the logits as the model gave them (before bias, penalties and temperature) at the token.
+/// tokens generated), so that a request's tokens do not depend on the rest of the batch. Greedy ties go to the lowest
+/// id. log_probs[i] = log softmax of the logits as the model gave them (before bias, penalties and temperature) at the
+/// token.
 struct SampleArgs {
   TensorView logits;                  // [L, V] float32, overwritten
   std::span<const SamplingRow> rows;  // L
