@@ -128,6 +128,7 @@ void LiveRequest::send(size_t row, const Result& result, bool is_final) {
 
 void LiveRequest::record_failure(size_t row, Error error) {
   if (failure_) return;
+  if (error.code() == ErrorCode::kInternal) log(LogLevel::kError, concat("a request failed: ", error.what()));
   failure_ = forms_.size() > 1 ? Error(error.code(), concat("row ", row, ": ", error.what())) : std::move(error);
   cancel_rows();
 }

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -46,12 +47,13 @@ def test_deployment_by_hand(tmp_path, python_7m, greedy_text):
     """The shell block, on the demo model and free ports, up to an answer of the server that it starts."""
     script = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     ports = Ports.free()
+    python, root = quote(sys.executable), quote(str(ROOT))
     launch = f"--host 127.0.0.1 --http_port {ports.http} --grpc_port {ports.grpc} --metrics_port {ports.metrics}"
     for old, new in {
-        "inflight build path/to/checkpoint": f"{sys.executable} -m inflight build {python_7m}",
+        "inflight build path/to/checkpoint": f"{python} -m inflight build {quote(str(python_7m))}",
         "engines/mine": str(tmp_path / "engine"),
-        "-r model_repo_templates models": f"-r {ROOT}/model_repo_templates {tmp_path}/models",
-        "python tools/": f"{sys.executable} {ROOT}/tools/",
+        "-r model_repo_templates models": f"-r {root}/model_repo_templates {tmp_path}/models",
+        "python tools/": f"{python} {root}/tools/",
         "-i models/": f"-i {tmp_path}/models/",
         "--model_repo models": f"--model_repo {tmp_path}/models --force {launch}",
     }.items():
@@ -61,13 +63,13 @@ def test_deployment_by_hand(tmp_path, python_7m, greedy_text):
     shell = subprocess.Popen(["bash", "-ec", script], cwd=tmp_path, env=environment, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{ports.http}/v2"
+        assert shell.wait(timeout=60) == 0
         wait_until(lambda: answers(f"{url}/health/ready"))
         body = json.dumps({"text_input": "def add(a, b):", "max_tokens": 8}).encode()
         with urllib.request.urlopen(f"{url}/models/ensemble/generate", body) as answer:
             assert json.load(answer)["text_output"] == "def add(a, b):" + greedy_text("def add(a, b):")
     finally:
         os.killpg(shell.pid, signal.SIGTERM)
-        shell.wait(timeout=30)
         wait_until(lambda: not answers(f"{url}/health/live"))
 
 
