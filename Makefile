@@ -4,16 +4,17 @@ BIN := $(VENV)/bin
 MODEL ?= tests/demo_model/python-7m
 HOST ?= 127.0.0.1
 BUILD := build
+CUDA_PACKAGES = $$($(BIN)/python ci/requirements.py cuda | grep ^nvidia-)
 # pip's output as one line a package that is new
 SHOW_PACKAGES := sed -un 's/^Collecting \([^ ]*\).*/  \1/p'
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help build demo serve test lint format wheel clean
+.PHONY: help build demo serve test test-gpu lint format wheel clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/server.stamp: pyproject.toml ci/requirements.py ci/install_system_packages.sh
 	@bash ci/install_system_packages.sh $(PYTHON)
@@ -21,13 +22,15 @@ $(VENV)/server.stamp: pyproject.toml ci/requirements.py ci/install_system_packag
 	@echo "Installing the pinned Python packages"
 	@$(BIN)/python ci/requirements.py build server > $(VENV)/requirements.txt
 	@$(BIN)/pip install --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt | $(SHOW_PACKAGES)
+	@command -v nvcc > /dev/null || exit 0; echo "nvcc is here: installing cuBLAS (423 MB) for the CUDA engine"; \
+	  $(BIN)/pip install --disable-pip-version-check --progress-bar off --no-deps $(CUDA_PACKAGES) | $(SHOW_PACKAGES)
 	@$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'inflight.pth').write_text(str(pathlib.Path('tools').resolve()) + '\n')"
 	@printf '#!/bin/sh\nexec "%s/python" -m inflight "$$@"\n' "$(CURDIR)/$(BIN)" > $(BIN)/inflight && chmod +x $(BIN)/inflight
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/server.stamp
 	@echo "Installing the test packages (torch, transformers: the oracle)"
-	@$(BIN)/python ci/requirements.py build server test > $(VENV)/requirements.txt
+	@$(BIN)/python ci/requirements.py build server test plot > $(VENV)/requirements.txt
 	@$(BIN)/pip install --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt | $(SHOW_PACKAGES)
 	@touch $@
 
@@ -49,6 +52,9 @@ serve: build ## MODEL=<engine or checkpoint folder> HOST=<address>: leave a serv
 
 test: build $(VENV)/test.stamp ## all tests, with one summary
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-gpu: build $(VENV)/test.stamp ## the tests that need a GPU; elsewhere they say that they are skipped
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/python/test_cpp.py -k cuda_tests
 
 lint: $(VENV)/server.stamp ## formatting and static checks
 	@$(BIN)/pip install -q --disable-pip-version-check $$($(BIN)/python ci/requirements.py dev | grep -E '^(ruff|clang-format)')

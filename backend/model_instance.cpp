@@ -13,6 +13,7 @@ ModelInstance::ModelInstance(Model& model, TRITONBACKEND_ModelInstance* handle) 
   log(LogLevel::kInfo, concat(model.config().name, ": ", info.family, " on ", info.device, ", tensor parallel ",
                               info.tensor_parallel, ", pipeline parallel ", info.pipeline_parallel,
                               ", sequences up to ", info.max_sequence_length, " tokens"));
+  if (!info.load_report.empty()) log(LogLevel::kInfo, info.load_report);
   model_.metrics().add(*executor_);
 }
 

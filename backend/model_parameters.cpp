@@ -96,6 +96,9 @@ const ParameterRow kRows[] = {
      [](const ParameterValue& v, ModelParameters& p) {
        p.executor.kv_cache.cpu_memory_bytes = v.integer(1, kMostBytes);
      }},
+    {"plan_ahead", [](const ParameterValue& v, ModelParameters& p) { p.executor.plan_ahead = v.boolean(); }},
+    {"batch_invariant", [](const ParameterValue& v, ModelParameters& p) { p.executor.batch_invariant = v.boolean(); }},
+    {"random_weights", [](const ParameterValue& v, ModelParameters& p) { p.executor.random_weights = v.boolean(); }},
     {"random_default_seed", [](const ParameterValue& v, ModelParameters& p) { p.random_default_seed = v.boolean(); }},
 };
 

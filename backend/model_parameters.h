@@ -20,8 +20,11 @@ namespace inflight::backend {
 /// | max_batch_size            | 256          | sequences in flight (not the model's max_batch_size: rows a request)|
 /// | max_num_tokens            | 2048         | tokens of one step                                                 |
 /// | max_sequence_length       | the model's  | prompt + generated tokens                                          |
-/// | kv_cache_block_size       | 32           | tokens of a KV block, a power of two                               |
+/// | kv_cache_block_size       | 32, GPU 64   | tokens of a KV block, a power of two                               |
 /// | kv_cache_cpu_memory_bytes | 1 GiB        | CPU engine: the memory that the KV fraction is taken of            |
+/// | plan_ahead                | on a GPU     | plan a step while the one before still runs                        |
+/// | batch_invariant           | false        | GPU: the same tokens alone and in any company                      |
+/// | random_weights            | false        | weights drawn at random: to measure speed without a checkpoint     |
 /// | random_default_seed       | false        | a fresh seed for requests without one (false: seed 0)              |
 struct ModelParameters {
   std::string engine_dir;

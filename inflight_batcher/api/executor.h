@@ -20,6 +20,7 @@ struct ModelInfo {
   int pipeline_parallel = 1;
   int64_t weight_bytes = 0;  // of all ranks
   int64_t kv_bytes_per_token = 0;
+  std::string load_report;  // lines for the log: how long loading took, what memory became of it; empty on the CPU
 };
 
 /// A snapshot; counters run from the start.

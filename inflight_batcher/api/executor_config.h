@@ -17,7 +17,7 @@ struct KvCacheConfig {
   std::optional<int64_t> max_tokens;     // capacity of the pool in tokens; absent: from the memory fraction
   double free_memory_fraction = 0.9;     // of the device memory free after the weights (CPU: see cpu_memory_bytes)
   int64_t cpu_memory_bytes = 1LL << 30;  // CPU engine: the memory that the fraction is taken of
-  int block_size = 32;                   // tokens, a power of two
+  std::optional<int> block_size;         // tokens, a power of two; absent: 64 on a GPU, 32 on the CPU
   bool enable_block_reuse = true;
   bool enable_partial_reuse = true;  // also reuse the leading part of a block, by copying it
 };
@@ -33,6 +33,13 @@ struct ExecutorConfig {
   int max_queue_size = 0;                  // waiting requests; 0 = unlimited
   int64_t max_logits_bytes = 1LL << 30;    // host memory that one request may ask for as returned logits
   bool enable_chunked_context = true;
+  /// Plan a step while the one before still runs, its sampled tokens unknown to the host. Absent: on a GPU, not on the
+  /// CPU.
+  std::optional<bool> plan_ahead;
+  /// GPU: every sum in an order that does not depend on the batch, so that a request's tokens are the same in any
+  /// company (the CPU always does so).
+  bool batch_invariant = false;
+  bool random_weights = false;  // weights of the plan's shapes, drawn at random: to measure speed without a checkpoint
   CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
   KvCacheConfig kv_cache;
 };

@@ -3,6 +3,13 @@
 #include <algorithm>
 #include <system_error>
 
+#include "inflight_batcher/engine/cpu_rank_runner.h"
+#include "inflight_batcher/engine/kv_pool.h"
+#ifdef INFLIGHT_HAS_CUDA
+#include "inflight_batcher/engine/cuda_rank_runner.h"
+#include "kernels/cuda/cuda.h"
+#endif
+
 namespace inflight {
 
 namespace {
@@ -10,11 +17,15 @@ namespace {
 // Logits are the widest activation by far: they are computed in slices of at most so many rows.
 constexpr int kMaxLogitsRows = 256;
 
+// Tokens of a KV block where the configuration leaves it open: longer runs of keys suit a GPU's wide loads.
+constexpr int kCpuBlockSize = 32;
+constexpr int kCudaBlockSize = 64;
+
 constexpr int kMaxRanks = 1024;  // threads of one process; beyond that a slip of the pen is likelier than a machine
 
 void check_config(const ExecutorConfig& config) {
-  check(config.device == "auto" || config.device == "cpu", ErrorCode::kUnsupported, "device '", config.device,
-        "': this build runs on the CPU only (wanted cpu or auto)");
+  check(config.device == "auto" || config.device == "cpu" || config.device == "cuda", ErrorCode::kUnsupported,
+        "device '", config.device, "' is none of auto, cpu, cuda");
   const auto positive = [](int value, const char* name) {
     check(value >= 1, ErrorCode::kInvalidArgument, name, " is ", value, ", wanted at least 1");
   };
@@ -29,7 +40,7 @@ void check_config(const ExecutorConfig& config) {
         config.max_num_tokens, ", less than max_batch_size ", config.max_batch_size,
         ": a step could not advance every sequence");
   check(config.num_threads >= 0, ErrorCode::kInvalidArgument, "num_threads is ", config.num_threads);
-  const int block = config.kv_cache.block_size;
+  const int block = config.kv_cache.block_size.value_or(kCpuBlockSize);
   check(block >= 1 && (block & (block - 1)) == 0, ErrorCode::kInvalidArgument, "kv_cache.block_size is ", block,
         ", wanted a power of two");
   const double fraction = config.kv_cache.free_memory_fraction;
@@ -37,14 +48,22 @@ void check_config(const ExecutorConfig& config) {
         ", wanted more than 0 and at most 1");
 }
 
+#ifdef INFLIGHT_HAS_CUDA
+bool has_cuda_device() { return cuda::device_count() > 0; }
+#else
+bool has_cuda_device() { return false; }
+#endif
+
 }  // namespace
 
 Engine::Engine(const std::filesystem::path& directory, const ExecutorConfig& config) {
   check_config(config);
   plan_ = read_plan(directory);
   topology_ = {config.tensor_parallel, config.pipeline_parallel};
-  block_size_ = config.kv_cache.block_size;
-  num_blocks_ = choose_num_blocks(config);
+  choose_device(config);
+  const bool cuda = device_ == "cuda";
+  block_size_ = config.kv_cache.block_size.value_or(cuda ? kCudaBlockSize : kCpuBlockSize);
+  if (!cuda) num_blocks_ = choose_num_blocks(config);
   for (int stage = 0; stage < topology_.pipeline_parallel; ++stage)
     tensor_groups_.push_back(std::make_unique<ThreadGroup>(topology_.tensor_parallel));
   pipeline_ = std::make_unique<ThreadGroup>(topology_.num_ranks());
@@ -58,13 +77,24 @@ Engine::Engine(const std::filesystem::path& directory, const ExecutorConfig& con
 
 Engine::~Engine() { stop(); }
 
+void Engine::choose_device(const ExecutorConfig& config) {
+#ifndef INFLIGHT_HAS_CUDA
+  check(config.device != "cuda", ErrorCode::kUnsupported, "device 'cuda': this build has no CUDA engine");
+#endif
+  device_ = config.device == "auto" ? (has_cuda_device() ? "cuda" : "cpu") : config.device;
+  plan_ahead_ = config.plan_ahead.value_or(device_ == "cuda");
+  if (device_ == "cuda")
+    check(topology_.num_ranks() == 1, ErrorCode::kUnsupported, "tensor_parallel ", topology_.tensor_parallel,
+          " x pipeline_parallel ", topology_.pipeline_parallel,
+          ": the CUDA engine runs on one GPU so far (wanted 1 x 1, or device cpu)");
+  check(!plan_ahead_ || topology_.pipeline_parallel == 1, ErrorCode::kUnsupported, "plan_ahead with pipeline_parallel ",
+        topology_.pipeline_parallel, ": the first stage does not know what the last one samples (wanted 1)");
+}
+
+DType Engine::activation_dtype() const { return device_ == "cuda" ? DType::kBfloat16 : DType::kFloat32; }
+
 int64_t Engine::kv_bytes_per_token() const {
-  int64_t bytes = 0;
-  for (const PlanKvLayer& layer : plan_.kv_layers) {
-    const int64_t heads = std::max(layer.num_kv_heads, topology_.tensor_parallel);  // shared heads are held twice
-    bytes += 2 * heads * layer.head_size * static_cast<int64_t>(sizeof(float));
-  }
-  return bytes;
+  return inflight::kv_bytes_per_token(plan_, topology_.tensor_parallel, activation_dtype());
 }
 
 int Engine::choose_num_blocks(const ExecutorConfig& config) const {
@@ -79,23 +109,42 @@ int Engine::choose_num_blocks(const ExecutorConfig& config) const {
   return static_cast<int>(blocks);
 }
 
+RankConfig Engine::rank_config(const ExecutorConfig& config, int rank) const {
+  const int threads = config.num_threads > 0 ? config.num_threads : cpu::default_threads();
+  RankConfig out;
+  out.topology = topology_;
+  out.rank = rank;
+  out.threads = std::max(1, threads / topology_.num_ranks());
+  out.max_num_tokens = config.max_num_tokens;
+  out.max_batch_size = config.max_batch_size;
+  out.max_sequence_length =
+      std::clamp(config.max_sequence_length.value_or(plan_.max_positions), 1, std::max(1, plan_.max_positions));
+  out.max_logits_rows = std::min(kMaxLogitsRows, config.max_num_tokens);
+  out.block_size = block_size_;
+  out.num_blocks = num_blocks_;
+  out.kv_cache = config.kv_cache;
+  out.plan_ahead = plan_ahead_;
+  out.batch_invariant = config.batch_invariant;
+  out.random_weights = config.random_weights;
+  return out;
+}
+
+std::unique_ptr<RankRunner> Engine::make_runner(const RankConfig& config) {
+  Communicator& tensor_group = tensor_groups_[topology_.stage_of(config.rank)]->at(topology_.tp_rank_of(config.rank));
+#ifdef INFLIGHT_HAS_CUDA
+  if (device_ == "cuda") return std::make_unique<CudaRankRunner>(plan_, config, tensor_group);
+#endif
+  return std::make_unique<CpuRankRunner>(plan_, config, tensor_group, pipeline_->at(config.rank));
+}
+
 void Engine::load_ranks(const ExecutorConfig& config) {
-  const int total = config.num_threads > 0 ? config.num_threads : cpu::default_threads();
   const int count = topology_.num_ranks();
   std::vector<std::exception_ptr> errors(count);
   for (int i = 0; i < count; ++i) ranks_.push_back(std::make_unique<Rank>());
   for (int i = 0; i < count; ++i) {
-    RankConfig rank{topology_,
-                    i,
-                    std::max(1, total / count),
-                    config.max_num_tokens,
-                    std::min(kMaxLogitsRows, config.max_num_tokens),
-                    num_blocks_,
-                    block_size_};
-    const auto load = [this, rank, &errors, i] {
+    const auto load = [this, rank = rank_config(config, i), &errors, i] {
       try {
-        Communicator& tensor_group = tensor_groups_[topology_.stage_of(i)]->at(topology_.tp_rank_of(i));
-        ranks_[i]->runner = std::make_unique<RankRunner>(plan_, rank, tensor_group, pipeline_->at(i));
+        ranks_[i]->runner = make_runner(rank);
       } catch (...) {
         errors[i] = std::current_exception();
         abort_groups();
@@ -125,32 +174,66 @@ void Engine::load_ranks(const ExecutorConfig& config) {
     }
   }
   if (reason) std::rethrow_exception(reason);
+  num_blocks_ = ranks_[0]->runner->num_blocks();
   for (auto& rank : ranks_) rank->thread = std::thread([this, &rank = *rank] { rank_loop(rank); });
 }
 
 void Engine::rank_loop(Rank& rank) {
   std::unique_lock lock(mutex_);
   while (true) {
-    rank.wake.wait(lock, [&] { return stopping_ || !rank.queue.empty(); });
+    if (rank.launched.empty()) rank.wake.wait(lock, [&] { return stopping_ || !rank.queue.empty(); });
     if (stopping_) return;
-    Step& step = *rank.queue.front();
-    rank.queue.pop_front();
+    if (!rank.queue.empty() && rank.can_launch()) {
+      launch_next(rank, lock);
+      continue;
+    }
     lock.unlock();
-    run_guarded(rank, step);
+    // A step that comes in now must start before this one ends: the device never waits for the host.
+    const auto wanted = [&] { return stopping_ || (rank.queued > 0 && rank.can_launch()); };
+    while (!wanted() && !rank.runner->is_done(*rank.launched.front())) std::this_thread::yield();
+    if (!wanted()) finish_oldest(rank);
     lock.lock();
-    if (--step.ranks_left == 0) done_.notify_all();
   }
 }
 
-void Engine::run_guarded(Rank& rank, Step& step) {
+void Engine::launch_next(Rank& rank, std::unique_lock<std::mutex>& lock) {
+  Step& step = *rank.queue.front();
+  rank.queue.pop_front();
+  --rank.queued;
+  // It may build on a step that failed.
+  const bool failed_before = failure_ != nullptr;
+  step.failed |= failed_before;
+  lock.unlock();
+  if (!failed_before && attempt(step, [&] { rank.runner->launch(step); }))
+    rank.launched.push_back(&step);
+  else
+    leave_rank(step);
+  lock.lock();
+}
+
+void Engine::finish_oldest(Rank& rank) {
+  Step& step = *rank.launched.front();
+  rank.launched.pop_front();
+  attempt(step, [&] { rank.runner->finish(step); });
+  leave_rank(step);
+}
+
+bool Engine::attempt(Step& step, const std::function<void()>& action) {
   try {
-    rank.runner->run(step);
+    action();
+    return true;
   } catch (...) {
     std::lock_guard lock(mutex_);
     step.failed = true;
     if (!failure_) failure_ = std::current_exception();
     abort_groups();
+    return false;
   }
+}
+
+void Engine::leave_rank(Step& step) {
+  std::lock_guard lock(mutex_);
+  if (--step.ranks_left == 0) done_.notify_all();
 }
 
 void Engine::submit(Step& step) {
@@ -158,6 +241,7 @@ void Engine::submit(Step& step) {
   step.ranks_left = static_cast<int>(ranks_.size());
   for (auto& rank : ranks_) {
     rank->queue.push_back(&step);
+    ++rank->queued;
     rank->wake.notify_one();
   }
 }
@@ -169,6 +253,7 @@ void Engine::wait(Step& step) {
 }
 
 void Engine::recover() {
+  for (auto& rank : ranks_) rank->runner->recover();
   {
     std::lock_guard lock(mutex_);
     failure_ = nullptr;
@@ -203,6 +288,12 @@ size_t Engine::memory_bytes() const {
   size_t bytes = weight_bytes();
   for (const auto& rank : ranks_) bytes += rank->runner->arena_bytes() + rank->runner->kv_bytes();
   return bytes;
+}
+
+std::string Engine::load_report() const {
+  std::string text;
+  for (const auto& rank : ranks_) text += rank->runner->load_report();
+  return text;
 }
 
 }  // namespace inflight

@@ -69,14 +69,27 @@ TensorView OpBinding::optional_weight(const std::string& name) {
   }
 }
 
-int OpBinding::output(const std::string& name, Rows rows, int64_t width, DType dtype) {
+DType OpBinding::output_dtype(const std::string& name) const {
+  const auto operand = op_.outputs.find(name);
+  const bool wide = operand != op_.outputs.end() && state_.wide_tensors.contains(operand->second);
+  return wide ? DType::kFloat32 : state_.activation;
+}
+
+int OpBinding::scratch(Rows rows, int64_t width) {
+  state_.program.slots.push_back({rows, width, state_.activation});
+  const int slot = static_cast<int>(state_.program.slots.size()) - 1;
+  use(slot);
+  return slot;
+}
+
+int OpBinding::output(const std::string& name, Rows rows, int64_t width, std::optional<DType> dtype) {
   const auto operand = op_.outputs.find(name);
   if (operand == op_.outputs.end()) fail(ErrorCode::kInvalidArgument, concat("output '", name, "' is missing"));
   used_.insert("output " + name);
   if (state_.scope.contains(operand->second))
     fail(ErrorCode::kInvalidArgument,
          concat("output '", name, "' defines tensor '", operand->second, "' a second time"));
-  state_.program.slots.push_back({rows, width, dtype});
+  state_.program.slots.push_back({rows, width, dtype.value_or(output_dtype(name))});
   const int slot = static_cast<int>(state_.program.slots.size()) - 1;
   state_.scope[operand->second] = slot;
   use(slot);
@@ -132,10 +145,7 @@ TensorView OpBinding::constant(const std::string& name, int64_t first, int64_t c
   if (count < 0) count = size - first;
   if (first + count > size)
     fail(ErrorCode::kInvalidArgument, concat("attribute '", name, "' has ", size, " numbers, wanted ", first + count));
-  auto values =
-      std::make_shared<std::vector<float>>(found->second.begin() + first, found->second.begin() + first + count);
-  state_.constants.push_back(values);
-  return TensorView(values->data(), DType::kFloat32, {count});
+  return state_.weights.constant({found->second.begin() + first, found->second.begin() + first + count});
 }
 
 const PlanKvLayer& OpBinding::kv_description() {

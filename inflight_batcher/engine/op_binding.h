@@ -2,12 +2,14 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "inflight_batcher/engine/plan.h"
 #include "inflight_batcher/engine/program.h"
-#include "inflight_batcher/engine/weights.h"
+#include "inflight_batcher/engine/weight_source.h"
 #include "inflight_batcher/parallel/communicator.h"
 
 namespace inflight {
@@ -19,16 +21,17 @@ enum class GraphInput { kTokenIds, kPositions, kLogitsRows };
 struct BuildState {
   const Plan& plan;
   const OpTable& table;
-  WeightStore& weights;
+  WeightSource& weights;
   Communicator& tensor_group;
-  int first_layer = 0;       // of the stage
-  int first_logits_op = -1;  // index of the first op that works on logits rows
+  DType activation = DType::kFloat32;  // of what lies between the ops
+  int first_layer = 0;                 // of the stage
+  int first_logits_op = -1;            // index of the first op that works on logits rows
   int tp_size() const { return tensor_group.size(); }
 
   Program program;
   std::map<std::string, int> scope;                // tensor name -> slot
   std::map<std::string, std::string> overwritten;  // tensor name -> op that reused its memory
-  std::vector<std::shared_ptr<std::vector<float>>> constants;
+  std::set<std::string> wide_tensors;              // float32 whatever the activations are: the logits
 };
 
 /// One plan op while it is bound: hands out its operands and attributes, checks them, and refuses what nobody asked
@@ -52,7 +55,10 @@ class OpBinding {
   TensorView weight(const std::string& name);
   TensorView optional_weight(const std::string& name);
 
-  int output(const std::string& name, Rows rows, int64_t width, DType dtype = DType::kFloat32);
+  /// Without a dtype: that of the activations, but float32 for the logits.
+  int output(const std::string& name, Rows rows, int64_t width, std::optional<DType> dtype = std::nullopt);
+  /// Memory that only this op uses, while it runs.
+  int scratch(Rows rows, int64_t width);
   /// The output lives in the memory of input `input`, which is gone afterwards.
   int output_in_place(const std::string& name, const std::string& input);
 
@@ -60,10 +66,11 @@ class OpBinding {
   int integer(const std::string& name);
   bool flag(const std::string& name) { return number(name) != 0.0; }
   std::string word(const std::string& name);
-  /// A list of numbers as float32 that lives as long as the program; absent view for an empty list.
+  /// A list of numbers as float32 that lives as long as the weights; absent view for an empty list.
   TensorView constant(const std::string& name, int64_t first = 0, int64_t count = -1);
   /// Index of the op's KV cache among those of the stage; the op's attribute `layer` counts within its unit.
   int kv_layer();
+  void note_linear(const LinearShape& shape) { state_.program.linears.insert(shape); }
   const PlanKvLayer& kv_description();
 
   /// Everything the plan gave must have been asked for.
@@ -71,6 +78,7 @@ class OpBinding {
   [[noreturn]] void fail(ErrorCode code, const std::string& text) const;
 
  private:
+  DType output_dtype(const std::string& name) const;
   void use(int slot);
   void note_logits_rows();
 

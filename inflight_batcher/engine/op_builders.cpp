@@ -1,6 +1,7 @@
 #include <map>
 
 #include "inflight_batcher/engine/op_binding.h"
+#include "inflight_batcher/engine/weights.h"
 
 namespace inflight {
 
@@ -66,7 +67,27 @@ Run bind_linear(OpBinding& op) {
   require(op, !bias || bias.elements() == weight.shape[0],
           concat("bias is ", describe(bias), ", the weight ", describe(weight)));
   const int out = op.output("out", op.slot(x).rows, weight.shape[0]);
-  return [=](const RunContext& run) { kernel({run.view(x), weight, bias, run.view(out)}, *run.device); };
+  op.note_linear({weight.shape[0], weight.shape[1], op.slot(out).rows, op.slot(out).dtype, bool(bias), false});
+  return [=](const RunContext& run) {
+    kernel({run.view(x), weight, bias, run.view(out), run.rows_in_memory(x)}, *run.device);
+  };
+}
+
+// linear and the gated_activation behind it, on a device that has one kernel for both (see plan_passes.h).
+Run bind_linear_gated(OpBinding& op) {
+  const auto kernel = require_kernel(op, op.table().linear_gated);
+  const int x = op.input("x");
+  const TensorView weight = op.weight("weight");  // [2 N, K]
+  const Activation activation = activation_of(op);
+  require(op, weight.rank == 2 && weight.shape[1] == op.slot(x).width && weight.shape[0] % 2 == 0,
+          concat("weight is ", describe(weight), ", the input has width ", op.slot(x).width));
+  const Rows rows = op.slot(x).rows;
+  const int scratch = op.scratch(rows, weight.shape[0]);
+  const int out = op.output("out", rows, weight.shape[0] / 2);
+  op.note_linear({weight.shape[0], weight.shape[1], rows, op.slot(out).dtype, false, true});
+  return [=](const RunContext& run) {
+    kernel({run.view(x), weight, run.view(scratch), run.view(out), activation, run.rows_in_memory(x)}, *run.device);
+  };
 }
 
 struct NormOperands {
@@ -248,6 +269,7 @@ std::map<std::string, OpBuilder>& registry() {
                                                       {"gather_rows", bind_gather_rows},
                                                       {"layer_norm", bind_layer_norm},
                                                       {"linear", bind_linear},
+                                                      {"linear_gated", bind_linear_gated},
                                                       {"rms_norm", bind_rms_norm},
                                                       {"rope_kv_write", bind_rope_kv_write}};
   return builders;

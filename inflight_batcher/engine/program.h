@@ -1,7 +1,9 @@
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,12 +33,15 @@ struct RunContext {
   std::byte* arena = nullptr;
   const std::vector<Slot>* slots = nullptr;
   std::vector<KvCacheView>* kv_cache = nullptr;  // by layer of this stage
+  int64_t max_tokens = 0;                        // rows that the arena has room for; 0: only the step's are known of
+  int64_t max_logits_rows = 0;
 
   TensorView view(int slot) const {
     const Slot& s = (*slots)[slot];
     const int64_t rows = s.rows == Rows::kTokens ? batch->num_tokens() : batch->logits_rows.shape[0];
     return TensorView(arena + s.offset, s.dtype, {rows, s.width});
   }
+  int64_t rows_in_memory(int slot) const { return (*slots)[slot].rows == Rows::kTokens ? max_tokens : max_logits_rows; }
 };
 
 /// An operation with its operands resolved.
@@ -45,11 +50,28 @@ struct BoundOp {
   std::function<void(const RunContext&)> run;
 };
 
+/// Runs it; whatever it throws becomes an Error with its label in front.
+void run_op(const BoundOp& op, const RunContext& context);
+
 /// Tensors of a pipeline stage that its neighbours or the executor want.
 struct Capture {
   std::string name;
   int layer = -1;  // -1 outside the layers block
   int slot = 0;
+
+  std::string full_name() const { return layer < 0 ? name : name + ".layer" + std::to_string(layer); }
+};
+
+/// A matrix product of the program: what a device may want to time its algorithms for. Weight [N, K].
+struct LinearShape {
+  int64_t n = 0;
+  int64_t k = 0;
+  Rows rows = Rows::kTokens;
+  DType out = DType::kFloat32;
+  bool bias = false;
+  bool gated = false;  // linear_gated
+
+  auto operator<=>(const LinearShape&) const = default;
 };
 
 /// One rank's part of a plan, ready to run: `body` for the whole step, then `epilogue` once per slice of logits rows
@@ -62,6 +84,7 @@ struct Program {
   std::vector<int> carry_out;  // sent to the stage behind
   int logits = -1;             // slot of the logits, on the last stage
   std::vector<Capture> captures;
+  std::set<LinearShape> linears;
   size_t arena_bytes = 0;
 };
 

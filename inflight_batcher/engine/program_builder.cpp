@@ -2,16 +2,18 @@
 
 #include <algorithm>
 
+#include "inflight_batcher/engine/plan_passes.h"
+
 namespace inflight {
 
 namespace {
 
 class Builder {
  public:
-  Builder(const Plan& plan, const OpTable& table, WeightStore& weights, Communicator& group, const Topology& topology,
-          int stage)
+  Builder(const Plan& plan, const OpTable& table, WeightSource& weights, Communicator& group, const Topology& topology,
+          int stage, DType activation)
       : plan_(plan),
-        state_{plan, table, weights, group, 0, -1, {}, {}, {}, {}},
+        state_{plan, table, weights, group, activation, 0, -1, {}, {}, {}, wide_tensors(plan)},
         first_stage_(stage == 0),
         last_stage_(stage == topology.pipeline_parallel - 1) {
     check(plan.repeat >= topology.pipeline_parallel, ErrorCode::kInvalidArgument, "the network has ", plan.repeat,
@@ -20,7 +22,7 @@ class Builder {
     state_.first_layer = first_unit_ * plan.unit_layers;
   }
 
-  BuiltProgram build(int64_t max_tokens, int64_t max_logits_rows) {
+  Program build(int64_t max_tokens, int64_t max_logits_rows) {
     if (first_stage_) {
       add_ops(plan_.prologue, "prologue", OpBinding::kOutsideLayers);
       add_captures("prologue", -1);
@@ -32,13 +34,14 @@ class Builder {
     last_stage_ ? add_epilogue() : send_carry();
     keep_captures_alive();
     state_.program.arena_bytes = plan_memory(state_.program.slots, max_tokens, max_logits_rows);
-    return {std::move(state_.program), std::move(state_.constants)};
+    return std::move(state_.program);
   }
 
  private:
   // What works on logits rows runs once per slice of them; what stands in front, once.
   void add_ops(const std::vector<PlanOp>& ops, const std::string& block, int first_layer) {
-    for (const PlanOp& op : ops) {
+    const std::vector<PlanOp> fused = state_.table.linear_gated ? fuse_gated_linears(plan_, ops, block) : ops;
+    for (const PlanOp& op : fused) {
       const std::string target = op.outputs.empty() ? "" : " -> " + op.outputs.begin()->second;
       std::string label = block + ", op '" + op.op + "'" + target;
       OpBinding binding(state_, op, first_layer, label, next_index_++);
@@ -81,6 +84,8 @@ class Builder {
     const Slot& logits = state_.program.slots[state_.program.logits];
     check(logits.rows == Rows::kLogits && logits.width == plan_.vocabulary_size, ErrorCode::kInvalidArgument,
           "logits have width ", logits.width, ", the vocabulary has ", plan_.vocabulary_size, " entries");
+    check(logits.dtype == DType::kFloat32, ErrorCode::kUnsupported, "logits are ", name_of(logits.dtype),
+          ", wanted float32: the output of a linear, whole or gathered");
     // The epilogue runs once per slice of rows: what it reads from the body has to survive all slices.
     for (Slot& slot : state_.program.slots)
       if (slot.rows == Rows::kTokens && slot.last_use >= state_.first_logits_op) slot.last_use = next_index_;
@@ -90,7 +95,7 @@ class Builder {
   void receive_carry() {
     for (const auto& [entry, exit] : plan_.carry) {
       // Carried tensors are whole on every tensor-parallel rank and as wide as the network.
-      state_.program.slots.push_back({Rows::kTokens, plan_.hidden_size, DType::kFloat32, 0, 0, 0});
+      state_.program.slots.push_back({Rows::kTokens, plan_.hidden_size, state_.activation, 0, 0, 0});
       const int slot = static_cast<int>(state_.program.slots.size()) - 1;
       state_.scope[entry] = slot;
       state_.program.carry_in.push_back(slot);
@@ -157,9 +162,22 @@ class Builder {
 
 }  // namespace
 
-BuiltProgram build_program(const Plan& plan, const OpTable& table, WeightStore& weights, Communicator& tensor_group,
-                           const Topology& topology, int stage, int64_t max_tokens, int64_t max_logits_rows) {
-  return Builder(plan, table, weights, tensor_group, topology, stage).build(max_tokens, max_logits_rows);
+Program build_program(const Plan& plan, const OpTable& table, WeightSource& weights, Communicator& tensor_group,
+                      const Topology& topology, int stage, int64_t max_tokens, int64_t max_logits_rows,
+                      DType activation) {
+  return Builder(plan, table, weights, tensor_group, topology, stage, activation).build(max_tokens, max_logits_rows);
+}
+
+void run_op(const BoundOp& op, const RunContext& context) {
+  try {
+    op.run(context);
+  } catch (const Error& e) {
+    throw Error(e.code(), concat(op.label, ": ", e.what()));
+  } catch (const std::exception& e) {
+    throw Error(ErrorCode::kInternal, concat(op.label, ": ", e.what()));
+  } catch (...) {  // an op of one's own may throw anything
+    throw Error(ErrorCode::kInternal, concat(op.label, ": it threw something that is no std::exception"));
+  }
 }
 
 }  // namespace inflight

@@ -1,12 +1,13 @@
 #pragma once
 
+#include <filesystem>
 #include <memory>
-#include <mutex>
-#include <vector>
+#include <string>
 
-#include "inflight_batcher/engine/program_builder.h"
+#include "inflight_batcher/api/executor_config.h"
+#include "inflight_batcher/engine/plan.h"
 #include "inflight_batcher/engine/step.h"
-#include "kernels/cpu/cpu.h"
+#include "inflight_batcher/parallel/communicator.h"
 
 namespace inflight {
 
@@ -16,59 +17,43 @@ struct RankConfig {
   int rank = 0;
   int threads = 1;
   int max_num_tokens = 0;
+  int max_batch_size = 0;
+  int max_sequence_length = 0;
   int max_logits_rows = 0;  // of one epilogue slice
-  int num_blocks = 0;
   int block_size = 0;
+  int num_blocks = 0;  // 0: the runner takes `kv_cache`'s share of its device's free memory
+  KvCacheConfig kv_cache;
+  bool plan_ahead = false;
+  bool batch_invariant = false;
+  bool random_weights = false;
 };
 
-/// Memory from the system, page-aligned and zero, taken when touched.
-class HostMemory {
- public:
-  explicit HostMemory(size_t bytes);
-  ~HostMemory();
-  HostMemory(const HostMemory&) = delete;
-  HostMemory& operator=(const HostMemory&) = delete;
-  std::byte* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  std::byte* data_ = nullptr;
-  size_t bytes_ = 0;
-};
-
-/// One rank: its shard of the weights, its layers' KV cache, its activations, and the program over them.
+/// One rank: its shard of the weights, its layers' KV cache, its activations, and the program over them. Used by one
+/// thread. Steps finish in the order in which they were launched.
 class RankRunner {
  public:
-  /// Loads. Collective within the tensor group. `pipeline` connects all ranks of the engine.
-  RankRunner(const Plan& plan, const RankConfig& config, Communicator& tensor_group, Communicator& pipeline);
+  virtual ~RankRunner() = default;
 
-  /// Runs one step; the last stage's first tensor rank writes the answers.
-  void run(Step& step);
+  /// Starts a step; when it throws, the step has left nothing under way. The last stage's first tensor rank answers.
+  virtual void launch(Step& step) = 0;
 
-  size_t weight_bytes() const { return weights_.bytes(); }
-  size_t arena_bytes() const { return arena_->bytes(); }
-  size_t kv_bytes() const { return kv_memory_ ? kv_memory_->bytes() : 0; }
+  /// Whether finish() of the oldest launched step returns without waiting.
+  virtual bool is_done(const Step& oldest) = 0;
 
- private:
-  void allocate_kv_cache(const Plan& plan);
-  BatchView batch_of(Step& step) const;
-  void run_ops(const std::vector<BoundOp>& ops, const BatchView& batch);
-  void run_epilogue(Step& step, const BatchView& batch);
-  void answer_slice(Step& step, const TensorView& logits, int64_t first);
-  void copy_captures(Step& step, const BatchView& batch, std::mutex& mutex);
+  /// Waits for the oldest launched step and fills in its answers.
+  virtual void finish(Step& oldest) = 0;
 
-  RankConfig config_;
-  int stage_;
-  bool first_stage_;
-  bool last_stage_;
-  bool answers_;  // first tensor rank: copies what leaves the engine
-  Communicator& pipeline_;
-  cpu::CpuContext device_;
-  WeightStore weights_;
-  BuiltProgram built_;
-  std::unique_ptr<HostMemory> kv_memory_;
-  std::vector<KvCacheView> kv_cache_;
-  std::unique_ptr<HostMemory> arena_;
+  /// How many steps may be launched and not yet finished.
+  virtual int max_launched() const = 0;
+
+  /// After a failed step, with nothing under way. Throws when the device cannot go on.
+  virtual void recover() = 0;
+
+  virtual int num_blocks() const = 0;
+  virtual size_t weight_bytes() const = 0;
+  virtual size_t arena_bytes() const = 0;
+  virtual size_t kv_bytes() const = 0;
+  virtual std::string load_report() const { return {}; }  // how long what took, for the log
 };
 
 }  // namespace inflight

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,21 +11,34 @@
 
 namespace inflight {
 
+/// The leading tokens of a sequence that takes a slot with part of its keys and values in the cache already: no step
+/// brings these tokens to a device that keeps the history of every slot itself. Borrowed until the step has run.
+struct HistoryFill {
+  int slot = 0;
+  std::span<const int32_t> tokens;
+};
+
 /// One step on its way through the ranks: the packed description that all of them read, and what the last stage
 /// answers. The caller keeps it alive and untouched from Engine::submit to Engine::wait; vectors are cleared, not
 /// freed, for reuse.
 struct Step {
+  /// In token_ids: the token that the step before sampled for the sequence; only the device knows it yet.
+  static constexpr int32_t kPendingToken = -1;
+
   // T tokens of S sequences, as BatchView describes them.
   std::vector<int32_t> token_ids;
   std::vector<int32_t> positions;
   std::vector<int32_t> token_sequences;
   std::vector<int32_t> query_offsets;
   std::vector<int32_t> context_lengths;
+  std::vector<int32_t> slots;         // by sequence: its row of per-sequence state, stable while it runs
   std::vector<int32_t> block_tables;  // [S, table_width]
   int table_width = 0;
   int max_query_length = 0;
   int max_context_length = 0;
-  std::vector<KvBlockCopy> copies;  // run before anything else of the step
+  int num_generation = 0;              // leading sequences that generate: one new token each
+  std::vector<KvBlockCopy> copies;     // run before anything else of the step
+  std::vector<HistoryFill> histories;  // of admissions whose sampling reads the history; before the step's tokens
 
   // Rows of which logits are computed: first those that sample, then those that are only returned.
   std::vector<int32_t> logits_rows;

@@ -1,29 +1,47 @@
 #include <algorithm>
 
 #include "inflight_batcher/executor/executor_impl.h"
+#include "inflight_batcher/executor/request_checks.h"
 
 namespace inflight {
+
+namespace {
+
+void note_admission(PerfMetrics& perf, const KvCacheManager::Admission& admission) {
+  if (perf.first_scheduled_time_ns != 0) return;  // counted once: a pause is not a second admission
+  perf.first_scheduled_time_ns = steady_ns();
+  perf.kv_alloc_new_blocks = perf.kv_alloc_total_blocks = admission.new_blocks;
+  perf.kv_reused_blocks = admission.reused_blocks;
+}
+
+}  // namespace
 
 void Executor::Impl::loop() {
   try {
     while (take_inbox()) {
       expire_deadlines();
-      feed_engine();
-      responses_.push(outgoing_);
-      if (!in_flight_.empty()) finish_oldest_step();
-      publish_stats();
+      const bool fed = feed_engine();
+      deliver();
+      const bool enough = !fed || static_cast<int>(in_flight_.size()) == engine_.max_steps_in_flight();
+      if (enough && !in_flight_.empty()) finish_oldest_step();
     }
     stop_all(ErrorCode::kUnavailable, "the executor is shutting down");
   } catch (const std::exception& e) {
     stop_all(ErrorCode::kInternal, e.what());
   }
+  deliver();
+}
+
+// The statistics first: who has a result finds it counted.
+void Executor::Impl::deliver() {
+  publish_stats();
   responses_.push(outgoing_);
 }
 
 // Blocks while there is nothing to do. False when the executor stops.
 bool Executor::Impl::take_inbox() {
   const bool idle = in_flight_.empty() && sequences_.empty();
-  if (idle) responses_.push(outgoing_);
+  if (idle) deliver();
   Inbox taken;
   {
     std::unique_lock lock(mutex_);
@@ -48,11 +66,12 @@ void Executor::Impl::admit(std::shared_ptr<RequestState> request) {
     sequence->id = next_sequence_++;
     sequence->index = i;
     sequence->request = request;
+    sequence->sampling = sampling_row(*request, i);
     sequence->perf.arrival_time_ns = request->arrival_ns;
     sequences_[sequence->id] = sequence;
     sequences.push_back(sequence);
   }
-  if (request->deadline != std::chrono::steady_clock::time_point::max()) ++num_deadlines_;
+  next_deadline_ = std::min(next_deadline_, request->deadline);
   add_to_scheduler(sequences[0]);
   // The other sequences start when the first one's prompt is in the cache, so that they find its blocks.
   const std::vector<SequencePtr> others(sequences.begin() + 1, sequences.end());
@@ -89,11 +108,18 @@ void Executor::Impl::cancel_now(RequestId id) {
 }
 
 void Executor::Impl::expire_deadlines() {
-  if (num_deadlines_ == 0) return;
+  if (next_deadline_ == std::chrono::steady_clock::time_point::max()) return;
   const auto now = std::chrono::steady_clock::now();
+  if (now < next_deadline_) return;
+  next_deadline_ = std::chrono::steady_clock::time_point::max();
   std::vector<SequencePtr> late;
-  for (const auto& [id, sequence] : sequences_)
-    if (sequence->request->deadline <= now) late.push_back(sequence);
+  for (const auto& [id, sequence] : sequences_) {
+    const auto deadline = sequence->request->deadline;
+    if (deadline <= now)
+      late.push_back(sequence);
+    else
+      next_deadline_ = std::min(next_deadline_, deadline);
+  }
   for (const SequencePtr& sequence : late) end_sequence(sequence, FinishReason::kTimedOut);
 }
 
@@ -104,23 +130,35 @@ std::unique_ptr<StepInFlight> Executor::Impl::take_spare_step() {
   return flight;
 }
 
-void Executor::Impl::feed_engine() {
-  while (static_cast<int>(in_flight_.size()) < engine_.max_steps_in_flight()) {
-    std::unique_ptr<StepInFlight> flight = take_spare_step();
-    scheduler_.plan_into(flight->plan);
-    counters_.preemptions += static_cast<int64_t>(flight->plan.paused.size());
-    if (flight->plan.items.empty()) {
-      const auto [waiting, running] = scheduler_.counts();
-      check(!in_flight_.empty() || waiting + running == 0, ErrorCode::kInternal,
-            "the scheduler plans nothing although ", waiting, " sequences wait and ", running, " run");
-      spare_steps_.push_back(std::move(flight));
-      return;
+// Plans and submits one step; false when there is nothing to do beside what is under way.
+bool Executor::Impl::feed_engine() {
+  std::unique_ptr<StepInFlight> flight = take_spare_step();
+  scheduler_.plan_into(flight->plan);
+  counters_.preemptions += static_cast<int64_t>(flight->plan.paused.size());
+  if (flight->plan.items.empty()) {
+    const auto [waiting, running] = scheduler_.counts();
+    check(!in_flight_.empty() || waiting + running == 0, ErrorCode::kInternal, "the scheduler plans nothing although ",
+          waiting, " sequences wait and ", running, " run");
+    spare_steps_.push_back(std::move(flight));
+    return false;
+  }
+  collect_sequences(*flight);
+  build_step(*flight, scheduler_, kv_cache_);
+  engine_.submit(flight->step);
+  update_stats(*flight);
+  in_flight_.push_back(std::move(flight));
+  return true;
+}
+
+void Executor::Impl::collect_sequences(StepInFlight& flight) {
+  for (const Scheduler::Item& item : flight.plan.items) {
+    SequencePtr& sequence = by_slot_[item.slot];
+    if (item.admitted) {
+      sequence = sequences_.at(item.id);
+      sequence->slot = item.slot;
+      note_admission(sequence->perf, item.admission);
     }
-    for (const Scheduler::Item& item : flight->plan.items) flight->sequences.push_back(sequences_.at(item.id));
-    build_step(*flight, scheduler_, kv_cache_);
-    update_stats(*flight);
-    engine_.submit(flight->step);
-    in_flight_.push_back(std::move(flight));
+    flight.sequences.push_back(sequence);
   }
 }
 
@@ -133,6 +171,7 @@ void Executor::Impl::finish_oldest_step() {
   }
   std::unique_ptr<StepInFlight> flight = std::move(in_flight_.front());
   in_flight_.pop_front();
+  step_end_ns_ = steady_ns();
   take_logits(*flight);
   size_t sampled_row = 0;
   for (size_t item = 0; item < flight->plan.items.size(); ++item) handle_item(*flight, item, sampled_row);
@@ -199,7 +238,7 @@ void Executor::Impl::update_stats(const StepInFlight& flight) {
   }
   stats.generation_requests = stats.scheduled_requests - stats.context_requests;
   stats.tokens_prefilled += stats.context_tokens;
-  stats.micro_batch = static_cast<int>(stats.steps % engine_.max_steps_in_flight());
+  stats.micro_batch = static_cast<int>(stats.steps % config_.pipeline_parallel);
 }
 
 void Executor::Impl::publish_stats() {

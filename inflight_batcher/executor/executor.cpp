@@ -5,15 +5,6 @@
 
 namespace inflight {
 
-namespace {
-
-int64_t steady_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-}  // namespace
-
 const char* name_of(FinishReason reason) {
   switch (reason) {
     case FinishReason::kNotFinished: return "";
@@ -40,11 +31,12 @@ const ExecutorConfig& Executor::config() const { return impl_->config(); }
 Executor::Impl::Impl(const std::string& engine_dir, const ExecutorConfig& config)
     : config_(config),
       engine_(engine_dir, config),
-      kv_cache_({engine_.num_blocks(), config.kv_cache.block_size, config.kv_cache.enable_block_reuse,
+      kv_cache_({engine_.num_blocks(), engine_.block_size(), config.kv_cache.enable_block_reuse,
                  config.kv_cache.enable_partial_reuse}),
       scheduler_({config.max_batch_size, config.max_num_tokens, config.enable_chunked_context, config.capacity_policy,
-                  engine_.max_steps_in_flight()},
-                 kv_cache_) {
+                  engine_.plans_ahead() ? 1 : engine_.max_steps_in_flight(), engine_.plans_ahead()},
+                 kv_cache_),
+      by_slot_(config.max_batch_size) {
   describe_model();
   publish_stats();
   thread_ = std::thread([this] { loop(); });
@@ -68,14 +60,16 @@ void Executor::Impl::describe_model() {
   model_ = {plan.family,
             plan.vocabulary_size,
             limit,
-            "cpu",
+            engine_.device(),
             config_.tensor_parallel,
             config_.pipeline_parallel,
             static_cast<int64_t>(engine_.weight_bytes()),
-            engine_.kv_bytes_per_token()};
+            engine_.kv_bytes_per_token(),
+            engine_.load_report()};
   counters_.max_requests = config_.max_batch_size;
-  counters_.kv_tokens_per_block = config_.kv_cache.block_size;
-  counters_.memory_cpu_bytes = static_cast<int64_t>(engine_.memory_bytes());
+  counters_.kv_tokens_per_block = engine_.block_size();
+  (engine_.device() == "cpu" ? counters_.memory_cpu_bytes : counters_.memory_gpu_bytes) =
+      static_cast<int64_t>(engine_.memory_bytes());
 }
 
 RequestId Executor::Impl::submit(Request request, Callback callback) {

@@ -43,8 +43,9 @@ class Executor::Impl {
   void describe_model();
   void check_queue_space() const;
 
-  // engine_loop.cpp: one turn = take what came in, keep the engine fed, handle one finished step.
+  // engine_loop.cpp: one turn = take what came in, give the engine a step, handle the oldest once it has enough.
   void loop();
+  void deliver();
   bool take_inbox();
   void admit(std::shared_ptr<RequestState> request);
   void add_to_scheduler(const SequencePtr& sequence);
@@ -52,7 +53,8 @@ class Executor::Impl {
   void cancel_now(RequestId id);
   void expire_deadlines();
   std::unique_ptr<StepInFlight> take_spare_step();
-  void feed_engine();
+  bool feed_engine();
+  void collect_sequences(StepInFlight& flight);
   void finish_oldest_step();
   void fail_steps_in_flight(const std::string& why);
   void stop_all(ErrorCode code, const std::string& why);
@@ -65,8 +67,8 @@ class Executor::Impl {
   void end_sequence(const SequencePtr& sequence, FinishReason reason);
   void fail_sequence(const SequencePtr& sequence, ErrorCode code, const std::string& why);
   void close_sequence(const SequencePtr& sequence, Result& result);
-  Result make_result(SequenceState& sequence, FinishReason reason);
-  void emit(const SequencePtr& sequence, Result&& result);
+  Result& emit(const SequencePtr& sequence);
+  Result& emit_new_tokens(const SequencePtr& sequence, FinishReason reason);
 
   void update_stats(const StepInFlight& flight);
   void publish_stats();
@@ -79,13 +81,15 @@ class Executor::Impl {
   ResponseQueue responses_;
 
   std::unordered_map<SequenceId, SequencePtr> sequences_;
+  std::vector<SequencePtr> by_slot_;  // those that run
   std::unordered_map<RequestId, std::vector<SequencePtr>> requests_;
   std::unordered_map<RequestId, std::vector<SequencePtr>> siblings_;  // wait for their first sequence's prompt
   std::deque<std::unique_ptr<StepInFlight>> in_flight_;
   std::vector<std::unique_ptr<StepInFlight>> spare_steps_;
   std::vector<ResponseQueue::Delivery> outgoing_;
   SequenceId next_sequence_ = 1;
-  int num_deadlines_ = 0;
+  std::chrono::steady_clock::time_point next_deadline_ = std::chrono::steady_clock::time_point::max();  // or earlier
+  int64_t step_end_ns_ = 0;  // of the step whose answers are being handled
   ExecutorStats counters_;
 
   mutable std::mutex mutex_;

@@ -5,10 +5,16 @@
 #include <string>
 #include <vector>
 
+#include "inflight/ops/sampling.h"
 #include "inflight_batcher/api/executor.h"
 #include "inflight_batcher/scheduler/scheduler.h"
 
 namespace inflight {
+
+inline int64_t steady_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
 
 /// A request while it lives: shared by its sequences, by the steps they are in and by results on their way out.
 struct RequestState {
@@ -33,6 +39,8 @@ struct SequenceState {
   SequenceId id = 0;
   int index = 0;  // among the request's sequences
   std::shared_ptr<RequestState> request;
+  SamplingRow sampling;  // without what changes from step to step
+  int slot = -1;         // of its last admission
   bool finished = false;
   bool context_done = false;       // the whole prompt has been computed once
   std::vector<TokenId> generated;  // without an end id

@@ -20,7 +20,11 @@ void ResponseQueue::push(std::vector<Delivery>& deliveries) {
   if (deliveries.empty()) return;
   {
     std::lock_guard lock(mutex_);
-    queue_.insert(queue_.end(), std::make_move_iterator(deliveries.begin()), std::make_move_iterator(deliveries.end()));
+    if (queue_.empty())
+      queue_.swap(deliveries);
+    else
+      queue_.insert(queue_.end(), std::make_move_iterator(deliveries.begin()),
+                    std::make_move_iterator(deliveries.end()));
   }
   deliveries.clear();
   wake_.notify_one();

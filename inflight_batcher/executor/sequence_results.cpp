@@ -7,18 +7,6 @@ namespace inflight {
 
 namespace {
 
-int64_t steady_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-void note_admission(PerfMetrics& perf, const KvCacheManager::Admission& admission) {
-  if (perf.first_scheduled_time_ns != 0) return;  // counted once: a pause is not a second admission
-  perf.first_scheduled_time_ns = steady_ns();
-  perf.kv_alloc_new_blocks = perf.kv_alloc_total_blocks = admission.new_blocks;
-  perf.kv_reused_blocks = admission.reused_blocks;
-}
-
 void append_rows(std::vector<float>& out, const std::vector<float>& values, size_t row, size_t width) {
   out.insert(out.end(), values.begin() + row * width, values.begin() + (row + 1) * width);
 }
@@ -76,7 +64,6 @@ void Executor::Impl::handle_item(StepInFlight& flight, size_t index, size_t& sam
     log_prob = flight.step.log_probs[sampled_row];
     ++sampled_row;
   }
-  if (item.admitted) note_admission(sequence->perf, item.admission);
   if (flight.step.return_captures && !sequence->finished) take_captures(flight, index);
   scheduler_.complete(item, token);
   if (!token || sequence->finished) return;
@@ -89,9 +76,8 @@ void Executor::Impl::handle_item(StepInFlight& flight, size_t index, size_t& sam
 
 void Executor::Impl::accept_token(const SequencePtr& sequence, TokenId token, float log_prob) {
   const Request& request = sequence->request->request;
-  const int64_t now = steady_ns();
-  if (sequence->perf.first_token_time_ns == 0) sequence->perf.first_token_time_ns = now;
-  sequence->perf.last_token_time_ns = now;
+  if (sequence->perf.first_token_time_ns == 0) sequence->perf.first_token_time_ns = step_end_ns_;
+  sequence->perf.last_token_time_ns = step_end_ns_;
   ++counters_.tokens_generated;
 
   const std::vector<TokenId>& ends = sequence->request->end_ids;
@@ -107,17 +93,25 @@ void Executor::Impl::accept_token(const SequencePtr& sequence, TokenId token, fl
   if (count >= request.sampling.min_tokens && ends_in_stop_word(request.stop_words, sequence->generated))
     return end_sequence(sequence, FinishReason::kStopWords);
   if (count >= request.max_tokens) return end_sequence(sequence, FinishReason::kLength);
-  if (request.output.streaming) emit(sequence, make_result(*sequence, FinishReason::kNotFinished));
+  if (request.output.streaming) emit_new_tokens(sequence, FinishReason::kNotFinished);
 }
 
-Result Executor::Impl::make_result(SequenceState& sequence, FinishReason reason) {
+// A result on its way out, to be filled in before the next one.
+Result& Executor::Impl::emit(const SequencePtr& sequence) {
+  ResponseQueue::Delivery& delivery = outgoing_.emplace_back();
+  delivery.request = sequence->request;
+  delivery.result.request_id = sequence->request->id;
+  delivery.result.sequence_index = sequence->index;
+  delivery.result.num_prompt_tokens = sequence->prompt_length();
+  delivery.result.num_generated_tokens = static_cast<int>(sequence->generated.size());
+  return delivery.result;
+}
+
+Result& Executor::Impl::emit_new_tokens(const SequencePtr& sequence_ptr, FinishReason reason) {
+  SequenceState& sequence = *sequence_ptr;
   const OutputConfig& output = sequence.output();
-  Result result;
-  result.request_id = sequence.request->id;
-  result.sequence_index = sequence.index;
+  Result& result = emit(sequence_ptr);
   result.finish_reason = reason;
-  result.num_prompt_tokens = sequence.prompt_length();
-  result.num_generated_tokens = static_cast<int>(sequence.generated.size());
   const auto fresh = sequence.generated.begin() + static_cast<std::ptrdiff_t>(sequence.emitted);
   if (!output.streaming && !output.exclude_input) result.tokens = sequence.request->request.input_ids;
   result.tokens.insert(result.tokens.end(), fresh, sequence.generated.end());
@@ -139,30 +133,20 @@ Result Executor::Impl::make_result(SequenceState& sequence, FinishReason reason)
   return result;
 }
 
-void Executor::Impl::emit(const SequencePtr& sequence, Result&& result) {
-  outgoing_.push_back({sequence->request, std::move(result)});
-}
-
 void Executor::Impl::end_sequence(const SequencePtr& sequence, FinishReason reason) {
-  Result result = make_result(*sequence, reason);
+  Result& result = emit_new_tokens(sequence, reason);
   result.additional_outputs = std::move(sequence->additional_outputs);
   close_sequence(sequence, result);
-  emit(sequence, std::move(result));
 }
 
 void Executor::Impl::fail_sequence(const SequencePtr& sequence, ErrorCode code, const std::string& why) {
-  Result result;
-  result.request_id = sequence->request->id;
-  result.sequence_index = sequence->index;
-  result.num_prompt_tokens = sequence->prompt_length();
-  result.num_generated_tokens = static_cast<int>(sequence->generated.size());
+  Result& result = emit(sequence);
   result.finish_reason = code == ErrorCode::kCancelled ? FinishReason::kCancelled : FinishReason::kNotFinished;
   result.failed = true;
   result.error_code = code;
   result.error = why;
   if (code != ErrorCode::kCancelled) ++counters_.requests_failed;
   close_sequence(sequence, result);
-  emit(sequence, std::move(result));
 }
 
 // The books of the executor and the scheduler forget the sequence; a step it is still in only drops its answer.
@@ -172,6 +156,7 @@ void Executor::Impl::close_sequence(const SequencePtr& sequence, Result& result)
   result.request_final = --request.sequences_left == 0;
   sequence->finished = true;
   release_siblings(sequence);
+  if (sequence->slot >= 0 && by_slot_[sequence->slot] == sequence) by_slot_[sequence->slot] = nullptr;
   sequences_.erase(sequence->id);
   if (scheduler_.contains(sequence->id)) scheduler_.finish(sequence->id);
   if (!result.request_final) return;
@@ -179,7 +164,6 @@ void Executor::Impl::close_sequence(const SequencePtr& sequence, Result& result)
     ++counters_.requests_cancelled;
   else if (!result.failed)
     ++counters_.requests_completed;
-  if (request.deadline != std::chrono::steady_clock::time_point::max()) --num_deadlines_;
   requests_.erase(request.id);
 }
 

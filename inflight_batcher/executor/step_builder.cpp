@@ -9,8 +9,9 @@ namespace inflight {
 namespace {
 
 void pack_tokens(Step& step, const Scheduler::Item& item, std::span<const TokenId> tokens, int32_t sequence) {
+  const int known = static_cast<int>(tokens.size());
   for (int i = item.first; i < item.first + item.count; ++i) {
-    step.token_ids.push_back(tokens[i]);
+    step.token_ids.push_back(i < known ? tokens[i] : Step::kPendingToken);
     step.positions.push_back(i);
     step.token_sequences.push_back(sequence);
   }
@@ -18,6 +19,14 @@ void pack_tokens(Step& step, const Scheduler::Item& item, std::span<const TokenI
   step.context_lengths.push_back(item.first + item.count);
   step.max_query_length = std::max(step.max_query_length, item.count);
   step.max_context_length = std::max(step.max_context_length, item.first + item.count);
+}
+
+// A device that keeps the slots' tokens itself never sees those whose keys and values were found in the cache.
+void add_history(Step& step, const Scheduler::Item& item, std::span<const TokenId> tokens, const SamplingRow& row) {
+  const bool reads_history = row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
+                             row.frequency_penalty != 0.0f || row.no_repeat_ngram_size > 0 || !row.bad_words.empty();
+  if (item.admitted && item.first > 0 && reads_history)
+    step.histories.push_back({item.slot, tokens.first(static_cast<size_t>(item.first))});
 }
 
 void pack_block_tables(Step& step, const std::vector<Scheduler::Item>& items, const KvCacheManager& kv_cache) {
@@ -40,9 +49,9 @@ void add_sampling_rows(StepInFlight& flight, const Scheduler& scheduler) {
     const Scheduler::Item& item = flight.plan.items[i];
     if (!item.samples) continue;
     const SequenceState& sequence = *flight.sequences[i];
-    SamplingRow row = sampling_row(*sequence.request, sequence.index);
-    row.history = scheduler.tokens(item.id);
-    step.sampling.push_back(row);
+    SamplingRow& row = step.sampling.emplace_back(sequence.sampling);
+    row.history = scheduler.tokens(item);
+    row.pending = item.first + item.count - static_cast<int>(row.history.size());
     step.logits_rows.push_back(last_row(step, i));
 
     const bool context = sequence.output().context_logits && item.first + item.count == sequence.prompt_length();
@@ -78,7 +87,10 @@ void build_step(StepInFlight& flight, const Scheduler& scheduler, const KvCacheM
   step.query_offsets.push_back(0);
   for (size_t i = 0; i < flight.plan.items.size(); ++i) {
     const Scheduler::Item& item = flight.plan.items[i];
-    pack_tokens(step, item, scheduler.tokens(item.id), static_cast<int32_t>(i));
+    pack_tokens(step, item, scheduler.tokens(item), static_cast<int32_t>(i));
+    add_history(step, item, scheduler.tokens(item), flight.sequences[i]->sampling);
+    step.slots.push_back(item.slot);
+    step.num_generation += item.count == 1 && !item.is_context;
     step.copies.insert(step.copies.end(), item.admission.copies.begin(), item.admission.copies.end());
     step.return_captures |= !flight.sequences[i]->output().additional_outputs.empty();
   }

@@ -37,7 +37,7 @@ void bind_config(nb::module_& m) {
       .def_rw("max_tokens", &KvCacheConfig::max_tokens, nb::arg().none())
       .def_rw("free_memory_fraction", &KvCacheConfig::free_memory_fraction)
       .def_rw("cpu_memory_bytes", &KvCacheConfig::cpu_memory_bytes)
-      .def_rw("block_size", &KvCacheConfig::block_size)
+      .def_rw("block_size", &KvCacheConfig::block_size, nb::arg().none())
       .def_rw("enable_block_reuse", &KvCacheConfig::enable_block_reuse)
       .def_rw("enable_partial_reuse", &KvCacheConfig::enable_partial_reuse);
   nb::class_<ExecutorConfig>(m, "ExecutorConfig")
@@ -52,6 +52,9 @@ void bind_config(nb::module_& m) {
       .def_rw("max_queue_size", &ExecutorConfig::max_queue_size)
       .def_rw("max_logits_bytes", &ExecutorConfig::max_logits_bytes)
       .def_rw("enable_chunked_context", &ExecutorConfig::enable_chunked_context)
+      .def_rw("plan_ahead", &ExecutorConfig::plan_ahead, nb::arg().none())
+      .def_rw("batch_invariant", &ExecutorConfig::batch_invariant)
+      .def_rw("random_weights", &ExecutorConfig::random_weights)
       .def_rw("capacity_policy", &ExecutorConfig::capacity_policy)
       .def_rw("kv_cache", &ExecutorConfig::kv_cache);
 }
@@ -198,7 +201,8 @@ void bind_executor(nb::module_& m) {
       .def_ro("tensor_parallel", &ModelInfo::tensor_parallel)
       .def_ro("pipeline_parallel", &ModelInfo::pipeline_parallel)
       .def_ro("weight_bytes", &ModelInfo::weight_bytes)
-      .def_ro("kv_bytes_per_token", &ModelInfo::kv_bytes_per_token);
+      .def_ro("kv_bytes_per_token", &ModelInfo::kv_bytes_per_token)
+      .def_ro("load_report", &ModelInfo::load_report);
   nb::class_<ResultQueue>(m, "ResultQueue")
       .def("get", &ResultQueue::get, "timeout"_a.none() = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
            "The next result, or None when `timeout` (seconds) passes first.")

@@ -24,7 +24,12 @@ namespace inflight {
 /// Capacity. Under guaranteed_no_evict a sequence is admitted when its blocks up to max_total_tokens fit beside those
 /// that the running ones may still ask for; blocks are allocated as they are needed. Under max_utilization it is
 /// admitted when its known tokens fit beside a small reserve for the growth of the running ones; one that cannot grow
-/// takes the blocks of the lowest-ranked below it that are not in flight, or else waits for a step to end.
+/// takes the blocks of the lowest-ranked below it that are not in flight. Where all of them are, it waits, and the
+/// lowest are left out of the step so that they land and can be paused in the next one.
+///
+/// Planning ahead. Without it a sequence in flight is left alone until its item completes. With it (plan_ahead) it may
+/// be in two steps at once: its next chunk, or the position behind the token that the item in flight will give. That
+/// token is then no part of tokens() yet; only the device has it when the step runs.
 ///
 /// A sequence's life: waiting -> running (has a slot and KV blocks) -> finished; under max_utilization a running one
 /// may be paused: it loses its blocks (findable in the prefix tree while they last), waits in front of the queue, and
@@ -37,6 +42,7 @@ class Scheduler {
     bool enable_chunked_context = true;
     CapacityPolicy policy = CapacityPolicy::kGuaranteedNoEvict;
     int steps_in_flight = 1;  // pipeline stages: sequences are dealt out evenly among so many overlapping steps
+    bool plan_ahead = false;  // a sequence may be in two overlapping steps; wants steps_in_flight = 1
   };
 
   /// A new sequence. `max_total_tokens` = prompt + most new tokens; the caller has checked it against the limits and
@@ -49,13 +55,14 @@ class Scheduler {
     bool reuse_prefix = true;
   };
 
-  /// One sequence's part of a step: tokens [first, first + count) of it are computed.
+  /// One sequence's part of a step: tokens [first, first + count) of it are computed. Of a sequence in flight the last
+  /// one may be unknown yet: then it is tokens(id).size() <= first (and count is 1).
   struct Item {
     SequenceId id = 0;
     int slot = 0;  // row of per-sequence state, stable while the sequence runs
     int first = 0;
     int count = 0;
-    bool samples = false;                 // the step computes its last known token: a new one comes out
+    bool samples = false;                 // the step computes its last token there is: a new one comes out
     bool admitted = false;                // first step since it waited (new or paused before)
     bool is_context = false;              // computes prompt tokens, or recomputes after a pause
     KvCacheManager::Admission admission;  // when admitted
@@ -85,10 +92,10 @@ class Scheduler {
   /// is never computed, so it counts for neither.
   bool fits(int prompt_tokens, int max_total_tokens, std::string* why) const;
 
-  /// Plans the next step and marks its sequences as in flight: they are left alone until complete() (so that several
-  /// steps can be under way at once, one per pipeline stage). Generation goes first, then contexts in queue order under
-  /// the token budget. A step that is not empty always makes progress; an empty one with nothing in flight means that
-  /// nothing waits.
+  /// Plans the next step and marks its sequences as in flight: they are left alone until complete(), or planned once
+  /// more under plan_ahead. So several steps can be under way at once; a sequence is in a step once at most. Generation
+  /// goes first, then contexts in queue order under the token budget. A step that is not empty always makes progress;
+  /// an empty one with nothing in flight means that nothing waits.
   /// The contexts under way and the queue are served as one, by rank; a step that pauses admits nobody.
   Step plan();
 
@@ -101,11 +108,16 @@ class Scheduler {
   void complete(const Item& item, std::optional<TokenId> sampled);
 
   /// Ends a sequence, waiting or running; frees slot and blocks. If it is in flight, what it computes is discarded:
-  /// its slot and blocks are held until complete() is called for the item, but it is no longer contained or counted.
+  /// its slot and blocks are held until complete() has been called for its last item, but it is no longer contained or
+  /// counted.
   void finish(SequenceId id);
 
-  /// All tokens of a live sequence: prompt and generated.
+  /// All known tokens of a live sequence: prompt and generated. They stay where they are while it runs: a span taken
+  /// then is good until its last item completes.
   std::span<const TokenId> tokens(SequenceId id) const;
+
+  /// The same for an item in flight, finished or not, without searching.
+  std::span<const TokenId> tokens(const Item& item) const;
   bool contains(SequenceId id) const;
   Counts counts() const;
 

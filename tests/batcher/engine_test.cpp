@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <optional>
 
 #include "tests/batcher/tiny_engine.h"
 
@@ -18,6 +19,7 @@ constexpr int kVocabulary = TinyNetwork::kVocabulary;
 
 ExecutorConfig small_config(int tensor_parallel = 1, int pipeline_parallel = 1) {
   ExecutorConfig config;
+  config.device = "cpu";
   config.tensor_parallel = tensor_parallel;
   config.pipeline_parallel = pipeline_parallel;
   config.num_threads = tensor_parallel * pipeline_parallel;
@@ -142,6 +144,8 @@ TEST_F(EngineTest, SettingsThatCannotBeAreRefusedWithTheirNumbers) {
     expect_refused(config, parts, code);
   };
   refused([](auto& c) { c.device = "tpu"; }, {"'tpu'"}, ErrorCode::kUnsupported);
+  refused([](auto& c) { c.plan_ahead = true, c.pipeline_parallel = 2; }, {"plan_ahead", "pipeline_parallel 2"},
+          ErrorCode::kUnsupported);
   refused([](auto& c) { c.tensor_parallel = 0; }, {"tensor_parallel is 0"});
   refused([](auto& c) { c.pipeline_parallel = -1; }, {"pipeline_parallel is -1"});
   refused([](auto& c) { c.tensor_parallel = c.pipeline_parallel = 1 << 30; }, {"1073741824", "1024"});
@@ -153,6 +157,132 @@ TEST_F(EngineTest, SettingsThatCannotBeAreRefusedWithTheirNumbers) {
   refused([](auto& c) { c.kv_cache.free_memory_fraction = 1.5; }, {"free_memory_fraction is 1.5"});
   refused([](auto& c) { c.kv_cache.max_tokens = 31; }, {"31 tokens", "one block of 32"});
   refused([](auto& c) { c.kv_cache.cpu_memory_bytes = -5; }, {"less than one block"});
+}
+
+TEST_F(EngineTest, WhereThereIsNoGpuAutoIsTheCpuAndCudaIsRefused) {
+  write();
+  ExecutorConfig config = small_config();
+  try {
+    config.device = "cuda";
+    Engine engine(folder.path(), config);
+    GTEST_SKIP() << "there is a GPU";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("CUDA"), std::string::npos) << e.what();
+    if (std::string(e.what()).find("there are 0") == std::string::npos)
+      EXPECT_EQ(static_cast<int>(e.code()), static_cast<int>(ErrorCode::kUnsupported)) << e.what();
+  }
+  config.device = "auto";
+  const Engine engine(folder.path(), config);
+  EXPECT_EQ(engine.device(), "cpu");
+  EXPECT_FALSE(engine.plans_ahead());
+  EXPECT_EQ(engine.max_steps_in_flight(), 1);
+  EXPECT_EQ(engine.block_size(), 32);
+}
+
+/// The step that generates behind `before`: its token is what that one samples, known or pending.
+Step next_step(const Step& before, const std::vector<int32_t>& history, std::optional<int32_t> token) {
+  Step step;
+  const int position = before.context_lengths[0];
+  step.token_ids = {token.value_or(Step::kPendingToken)};
+  step.positions = {position};
+  step.token_sequences = {0};
+  step.query_offsets = {0, 1};
+  step.context_lengths = {position + 1};
+  step.slots = {3};
+  step.table_width = (position + 32) / 32;
+  step.block_tables.resize(step.table_width);
+  std::iota(step.block_tables.rbegin(), step.block_tables.rend(), 0);
+  step.max_query_length = 1;
+  step.max_context_length = position + 1;
+  step.num_generation = 1;
+  SamplingRow row;
+  row.temperature = 0;
+  row.repetition_penalty = 3.0f;  // so that the history matters
+  row.history = history;
+  row.pending = token ? 0 : position + 1 - static_cast<int>(history.size());
+  row.prompt_length = before.sampling[0].prompt_length;
+  step.sampling = {row};
+  step.logits_rows = {0};
+  step.return_logits = {1};
+  return step;
+}
+
+TEST_F(EngineTest, PendingTokensAreWhatTheStepBeforeSampled) {
+  write();
+  for (const auto& [tensor, ahead] : std::vector<std::pair<int, bool>>{{1, true}, {2, true}}) {
+    ExecutorConfig config = small_config(tensor);
+    Engine plain(folder.path(), config);
+    config.plan_ahead = ahead;
+    Engine engine(folder.path(), config);
+    EXPECT_EQ(engine.max_steps_in_flight(), 2);
+
+    Step first = prompt_step(40, 1);
+    first.slots = {3};
+    std::vector<int32_t> history = first.token_ids;
+    first.sampling[0].history = history;
+    Step same = first;
+    Step second = next_step(first, history, std::nullopt);
+    engine.submit(first);
+    engine.submit(second);
+    engine.wait(first);
+    engine.wait(second);
+
+    plain.submit(same);
+    plain.wait(same);
+    ASSERT_EQ(first.tokens, same.tokens);
+    std::vector<int32_t> longer = history;
+    longer.push_back(same.tokens[0]);
+    Step known = next_step(same, longer, same.tokens[0]);
+    plain.submit(known);
+    plain.wait(known);
+    EXPECT_EQ(second.logits, known.logits);
+    EXPECT_EQ(second.tokens, known.tokens);
+    EXPECT_NE(second.tokens, first.tokens) << "the penalty did nothing, so this test cannot fail";
+  }
+}
+
+TEST_F(EngineTest, StepsBehindAFailedOneFailUntilTheEngineRecovers) {
+  write();
+  ExecutorConfig config = small_config();
+  config.plan_ahead = true;
+  Engine engine(folder.path(), config);
+  const auto step_with = [](float temperature, const std::vector<int32_t>& history) {
+    Step step = prompt_step(20, 1);
+    step.slots = {0};
+    step.sampling[0].history = history;
+    step.sampling[0].temperature = temperature;
+    return step;
+  };
+  const std::vector<int32_t> history = prompt_step(20, 1).token_ids;
+  Step bad = step_with(-1.0f, history), behind = step_with(0.0f, history), again = step_with(0.0f, history);
+  engine.submit(bad);
+  engine.submit(behind);
+  for (Step* step : {&bad, &behind})
+    expect_error(ErrorCode::kInvalidArgument, {"temperature is -1"}, [&] { engine.wait(*step); });
+  engine.recover();
+  engine.submit(again);
+  engine.wait(again);
+  EXPECT_EQ(again.tokens.size(), 1u);
+}
+
+TEST_F(EngineTest, RandomWeightsNeedNoCheckpoint) {
+  write();
+  std::filesystem::remove(folder.path() / "model.safetensors");
+  for (const auto& [tensor, pipeline] : std::vector<std::pair<int, int>>{{1, 1}, {2, 2}, {4, 1}}) {
+    ExecutorConfig config = small_config(tensor, pipeline);
+    config.random_weights = true;
+    std::vector<std::vector<float>> logits;
+    for (int round = 0; round < 2; ++round) {
+      Engine engine(folder.path(), config);
+      Step step = prompt_step(40, 1);
+      engine.submit(step);
+      engine.wait(step);
+      logits.push_back(step.logits);
+    }
+    EXPECT_EQ(logits[0], logits[1]) << "the same weights every time";
+    EXPECT_NE(*std::max_element(logits[0].begin(), logits[0].end()),
+              *std::min_element(logits[0].begin(), logits[0].end()));
+  }
 }
 
 TEST_F(EngineTest, TheCacheTakesItsShareOfTheMemory) {

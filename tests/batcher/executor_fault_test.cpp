@@ -47,7 +47,8 @@ TEST_P(ExecutorFaultTest, TheStepsRequestsFailAndAllOthersGoOn) {
       EXPECT_EQ(waiting->tokens(), expected);
       EXPECT_EQ(last->tokens(), other);
       const Result beside = neighbour->wait();
-      const bool overlapping = GetParam().second > 1;  // then it is in another step, which may be done before
+      const bool overlapping =
+          GetParam().pipeline_parallel > 1;  // then it is in another step, which may be done before
       EXPECT_TRUE(beside.failed || overlapping);
       if (beside.failed) {
         expect_failed(neighbour);
@@ -97,9 +98,7 @@ TEST_P(ExecutorFaultTest, AFaultWhileShuttingDownStillDeliversEveryEnd) {
   for (const auto& answer : answers) EXPECT_TRUE(answer->done());
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, ExecutorFaultTest,
-                         ::testing::Values(std::pair{1, 1}, std::pair{2, 1}, std::pair{1, 2}, std::pair{2, 2}),
-                         testing::layout_name);
+INSTANTIATE_TEST_SUITE_P(Layouts, ExecutorFaultTest, testing::kLayouts, testing::layout_name);
 
 }  // namespace
 }  // namespace inflight

@@ -116,8 +116,16 @@ inline Request make_request(std::vector<TokenId> prompt, int max_tokens = 12) {
   return request;
 }
 
-/// Tensor-parallel ranks, pipeline stages.
-using Layout = std::pair<int, int>;
+struct Layout {
+  int tensor_parallel = 1;
+  int pipeline_parallel = 1;
+  bool plan_ahead = false;
+
+  std::string name() const { return concat("tp", tensor_parallel, "pp", pipeline_parallel, plan_ahead ? "ahead" : ""); }
+};
+
+inline const auto kLayouts =
+    ::testing::Values(Layout{1, 1}, Layout{2, 1}, Layout{1, 2}, Layout{2, 2}, Layout{1, 1, true}, Layout{2, 1, true});
 
 /// An engine folder of the tiny network with "test.fault" in its first or last block, and its answers without any
 /// fault.
@@ -147,7 +155,10 @@ class ExecutorTest : public ::testing::TestWithParam<Layout> {
 
   ExecutorConfig config() const {
     ExecutorConfig config;
-    std::tie(config.tensor_parallel, config.pipeline_parallel) = GetParam();
+    config.device = "cpu";
+    config.tensor_parallel = GetParam().tensor_parallel;
+    config.pipeline_parallel = GetParam().pipeline_parallel;
+    config.plan_ahead = GetParam().plan_ahead;
     config.num_threads = config.tensor_parallel * config.pipeline_parallel;
     config.max_batch_size = 8;
     config.max_num_tokens = 64;
@@ -177,8 +188,6 @@ class ExecutorTest : public ::testing::TestWithParam<Layout> {
   TemporaryFolder folder_;
 };
 
-inline std::string layout_name(const ::testing::TestParamInfo<Layout>& info) {
-  return "tp" + std::to_string(info.param.first) + "pp" + std::to_string(info.param.second);
-}
+inline std::string layout_name(const ::testing::TestParamInfo<Layout>& info) { return info.param.name(); }
 
 }  // namespace inflight::testing

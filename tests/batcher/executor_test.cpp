@@ -128,9 +128,7 @@ TEST_P(ExecutorLifeTest, AStormOfRequestsAndCancelsEndsEveryRequestOnce) {
   EXPECT_EQ(ask(*executor, make_request(kPrompt, 20))->tokens(), expected);
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, ExecutorLifeTest,
-                         ::testing::Values(std::pair{1, 1}, std::pair{2, 1}, std::pair{1, 2}, std::pair{2, 2}),
-                         testing::layout_name);
+INSTANTIATE_TEST_SUITE_P(Layouts, ExecutorLifeTest, testing::kLayouts, testing::layout_name);
 
 // The way of an op of one's own: declared by name, bound from a plan, run by the engine.
 TEST(CustomOp, APlanMayUseAnOpRegisteredBefore) {

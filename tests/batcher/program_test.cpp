@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "inflight_batcher/engine/program_builder.h"
+#include "inflight_batcher/engine/weights.h"
 #include "kernels/cpu/cpu.h"
 #include "tests/batcher/tiny_engine.h"
 
@@ -19,7 +20,17 @@ struct ProgramTest : ::testing::Test {
     testing::write_file(folder.path() / "plan.json", document.dump());
     plan = read_plan(folder.path());
     weights = std::make_unique<WeightStore>(plan, 0, 1);
-    return build_program(plan, cpu::op_table(), *weights, group.at(0), topology, stage, 64, 8).program;
+    return build_program(plan, cpu::op_table(), *weights, group.at(0), topology, stage, 64, 8);
+  }
+
+  /// As a device would that has linear_gated and 16-bit activations.
+  Program build_fused() {
+    testing::write_file(folder.path() / "plan.json", document.dump());
+    plan = read_plan(folder.path());
+    weights = std::make_unique<WeightStore>(plan, 0, 1);
+    OpTable table = cpu::op_table();
+    table.linear_gated = [](const LinearGatedArgs&, DeviceContext&) {};
+    return build_program(plan, table, *weights, group.at(0), {}, 0, 64, 8, DType::kBfloat16);
   }
 
   void expect_refused(const std::vector<std::string>& parts, ErrorCode code = ErrorCode::kInvalidArgument) {
@@ -224,6 +235,56 @@ TEST_F(ProgramTest, MarkedOutputsMustBeTokensThatAreStillThere) {
   const Program program = build();
   ASSERT_EQ(program.captures.size(), 2u);
   EXPECT_EQ(program.captures[1].layer, 1);
+}
+
+TEST_F(ProgramTest, LogitsAreFloat32WhateverTheActivationsAre) {
+  const Program program = build_fused();
+  for (size_t i = 0; i < program.slots.size(); ++i)
+    EXPECT_EQ(program.slots[i].dtype, static_cast<int>(i) == program.logits ? DType::kFloat32 : DType::kBfloat16) << i;
+  epilogue()[3] = op("activation", {{"x", "logits.shard"}}, {}, {{"out", "logits"}}, {{"activation", "relu"}});
+  build();
+  expect_error(ErrorCode::kUnsupported, {"logits are bfloat16", "float32"}, [&] { build_fused(); });
+}
+
+TEST_F(ProgramTest, TheShapesOfMatrixProductsAreNoted) {
+  const Program program = build_fused();
+  const auto& linears = program.linears;
+  EXPECT_EQ(linears.size(), 5u);  // of two like layers and the head
+  EXPECT_TRUE(linears.contains({TinyNetwork::kVocabulary, TinyNetwork::kWidth, Rows::kLogits, DType::kFloat32}));
+  EXPECT_TRUE(linears.contains({TinyNetwork::kInner, TinyNetwork::kWidth, Rows::kTokens, DType::kBfloat16}));
+}
+
+struct GatedProgramTest : ProgramTest {
+  GatedProgramTest() {
+    prologue().push_back(op("linear", {{"x", "x"}}, {{"weight", "layers.0.up"}}, {{"out", "pair"}}));
+    prologue().push_back(op("gated_activation", {{"x", "pair"}}, {}, {{"out", "gated"}}, {{"activation", "silu"}}));
+  }
+  static bool is_fused(const Program& program) {
+    return program.body[1].label.find("'linear_gated' -> gated") != std::string::npos;
+  }
+};
+
+TEST_F(GatedProgramTest, APairOfOpsBecomesOneWhereTheDeviceHasIt) {
+  const size_t apart = build().body.size();
+  const Program program = build_fused();
+  EXPECT_TRUE(is_fused(program));
+  EXPECT_EQ(program.body.size(), apart - 1);
+  EXPECT_TRUE(program.linears.contains(
+      {TinyNetwork::kInner, TinyNetwork::kWidth, Rows::kTokens, DType::kBfloat16, false, true}));
+}
+
+TEST_F(GatedProgramTest, APairThatSomebodyElseReadsStaysApart) {
+  const json saved = document;
+  prologue().push_back(op("activation", {{"x", "pair"}}, {}, {{"out", "late"}}, {{"activation", "relu"}}));
+  EXPECT_FALSE(is_fused(build_fused()));
+  document = saved;
+  document["outputs"] = testing::marked_output("mark", "pair", "prologue");
+  EXPECT_FALSE(is_fused(build_fused()));
+  document["outputs"] = testing::marked_output("mark", "gated", "prologue");
+  EXPECT_TRUE(is_fused(build_fused()));
+  document = saved;
+  prologue()[1]["weights"]["bias"] = "norm";
+  expect_error(ErrorCode::kInvalidArgument, {"'linear' -> pair", "bias"}, [&] { build_fused(); });
 }
 
 TEST(RegisterOp, ANameIsTakenOnce) {

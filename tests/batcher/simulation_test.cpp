@@ -6,24 +6,20 @@
 #include <map>
 #include <random>
 #include <set>
+#include <utility>
 
 #include "inflight_batcher/scheduler/scheduler.h"
+#include "tests/batcher/simulation_device.h"
 #include "tests/batcher/simulation_workload.h"
 
 namespace inflight {
 namespace {
 
-/// What the cache holds for a position: a digest of all tokens up to it, as keys and values depend on all of them.
-uint64_t digest(uint64_t before, TokenId token) {
-  uint64_t value = (before ^ static_cast<uint64_t>(token + 1)) * 0x9E3779B97F4A7C15ull;
-  value ^= value >> 29;
-  return value * 0xBF58476D1CE4E5B9ull ^ value >> 32;
-}
-
 /// What happened over all workloads: shows that the simulation reaches the paths it is meant for.
 struct Tally {
   int64_t steps = 0, pauses = 0, copies = 0, shared_blocks = 0, evictions = 0, chunks = 0;
   int64_t cancelled_waiting = 0, cancelled_running = 0, cancelled_in_flight = 0, completed = 0;
+  int64_t pending_tokens = 0, chunks_ahead = 0, wasted = 0;
 };
 
 /// Runs a workload against a model of the device's memory and checks every step of the scheduler.
@@ -36,7 +32,7 @@ class Simulation {
         tally_(tally),
         kv_cache_(setup_.kv),
         scheduler_(setup_.scheduler, kv_cache_),
-        memory_(setup_.kv.num_blocks, std::vector<uint64_t>(setup_.kv.block_size)) {}
+        device_(setup_) {}
 
   void run() {
     const size_t limit = step_limit();
@@ -58,23 +54,12 @@ class Simulation {
     const Scheduler::NewSequence* request = nullptr;
     int length = 0;
     size_t arrival = 0;
-    int computed = -1;  // -1: waits
+    int planned = -1;  // tokens computed when what is in flight is complete; -1: waits
     int slot = -1;
     int context_end = 0;
-    bool in_flight = false;
-    bool cancelled = false;
-  };
-
-  struct Work {
-    Scheduler::Item item;
-    std::vector<TokenId> tokens;
-    std::vector<int32_t> table;
-  };
-
-  struct StepInFlight {
-    std::vector<Work> work;
-    std::vector<TokenId> sampled;
-    bool executed = false;
+    int in_flight = 0;  // items
+    int samples_in_flight = 0;
+    bool ended = false;  // cancelled or complete; still here while in flight
   };
 
   bool chance(double probability) { return std::bernoulli_distribution(probability)(random_); }
@@ -101,22 +86,29 @@ class Simulation {
     auto place = live_.begin();
     std::advance(place, std::uniform_int_distribution<size_t>(0, live_.size() - 1)(random_));
     Live& sequence = place->second;
-    if (sequence.cancelled) return;
-    check_tokens(place->first);
-    scheduler_.finish(place->first);
-    ASSERT_FALSE(scheduler_.contains(place->first));
-    ++(sequence.in_flight ? tally_.cancelled_in_flight
-                          : (sequence.computed < 0 ? tally_.cancelled_waiting : tally_.cancelled_running));
-    sequence.cancelled = true;
-    if (!sequence.in_flight) end(place->first);
+    if (sequence.ended) return;
+    ++(sequence.in_flight > 0 ? tally_.cancelled_in_flight
+                              : (sequence.planned < 0 ? tally_.cancelled_waiting : tally_.cancelled_running));
+    finish(place->first);
+  }
+
+  void finish(SequenceId id) {
+    Live& sequence = live_.at(id);
+    check_tokens(id);
+    scheduler_.finish(id);
+    ASSERT_FALSE(scheduler_.contains(id));
+    sequence.ended = true;
+    if (sequence.in_flight == 0) remove(id);
   }
 
   void advance() {
     const bool full = static_cast<int>(steps_.size()) == setup_.max_in_flight;
-    if (!full && (steps_.empty() || chance(0.6))) {
-      plan();
-    } else {
+    if (full || (!setup_.eager && !steps_.empty() && chance(0.4))) {
       complete_oldest();
+    } else {
+      const size_t before = steps_.size();
+      plan();
+      if (steps_.size() == before && before > 0) complete_oldest();
     }
   }
 
@@ -128,7 +120,8 @@ class Simulation {
       return;
     }
     check_budgets(step);
-    StepInFlight& under_way = steps_.emplace_back();
+    SimulatedStep& under_way = steps_.emplace_back();
+    seen_in_step_.clear();
     for (const Scheduler::Item& item : step.items) {
       check_item(item);
       if (testing::Test::HasFatalFailure()) return;
@@ -137,16 +130,39 @@ class Simulation {
       under_way.work.push_back({item, {tokens.begin(), tokens.end()}, {table.begin(), table.end()}});
     }
     check_order(step);
+    check_highest_advances();
     ++tally_.steps;
     if (chance(0.5)) execute_through(steps_.size());
+  }
+
+  static bool outranks(const Live& one, const Live& other) {
+    const float priority = one.request->priority, other_priority = other.request->priority;
+    return priority > other_priority || (priority == other_priority && one.arrival < other.arrival);
+  }
+
+  /// Nobody goes on and on while the highest rank does not: it may only wait for the steps under way to end, so that
+  /// those below it land and make room.
+  void check_highest_advances() {
+    const Live* highest = nullptr;
+    for (const auto& [id, sequence] : live_) {
+      const bool runs = sequence.planned >= 0 && !sequence.ended;
+      if (runs && (!highest || outranks(sequence, *highest))) highest = &sequence;
+    }
+    if (!highest || setup_.scheduler.steps_in_flight > 1) return;
+    const int known = static_cast<int>(scheduler_.tokens(highest->request->id).size());
+    const bool in_context = highest->planned < highest->context_end;  // generation goes first, whatever its rank
+    const bool advances = in_context || highest->in_flight > 0 || known >= highest->request->max_total_tokens;
+    const bool same = std::exchange(last_highest_, highest->request->id) == highest->request->id;
+    steps_without_highest_ = advances ? 0 : 1 + (same ? steps_without_highest_ : 0);
+    ASSERT_LE(steps_without_highest_, setup_.max_in_flight) << "sequence " << highest->request->id;
   }
 
   void check_pause(SequenceId id) {
     Live& sequence = live_.at(id);
     ASSERT_EQ(setup_.scheduler.policy, CapacityPolicy::kMaxUtilization);
-    ASSERT_GE(sequence.computed, 0) << "a waiting sequence is paused";
-    ASSERT_FALSE(sequence.in_flight) << "a sequence in flight is paused";
-    sequence.computed = sequence.slot = -1;
+    ASSERT_GE(sequence.planned, 0) << "a waiting sequence is paused";
+    ASSERT_EQ(sequence.in_flight, 0) << "a sequence in flight is paused";
+    sequence.planned = sequence.slot = -1;
     ++tally_.pauses;
   }
 
@@ -156,20 +172,22 @@ class Simulation {
     ASSERT_EQ(tokens, step.num_tokens);
     ASSERT_LE(tokens, setup_.scheduler.max_num_tokens);
     int running = 0;
-    for (const auto& [id, sequence] : live_) running += sequence.computed >= 0;
+    for (const auto& [id, sequence] : live_) running += sequence.planned >= 0;
     for (const Scheduler::Item& item : step.items) running += item.admitted;
     ASSERT_LE(running, setup_.scheduler.max_batch_size);
   }
 
   void check_item(const Scheduler::Item& item) {
     Live& sequence = live_.at(item.id);
-    ASSERT_FALSE(sequence.in_flight || sequence.cancelled);
-    const int size = static_cast<int>(scheduler_.tokens(item.id).size());
+    ASSERT_FALSE(sequence.ended);
+    ASSERT_LT(sequence.in_flight, setup_.scheduler.plan_ahead ? 2 : 1);
+    const int known = static_cast<int>(scheduler_.tokens(item.id).size());
+    const int size = known + sequence.samples_in_flight;
     ASSERT_LT(size, sequence.request->max_total_tokens);
-    ASSERT_EQ(item.admitted, sequence.computed < 0);
+    ASSERT_EQ(item.admitted, sequence.planned < 0);
     if (item.admitted) take_admission(item, sequence, size);
     if (testing::Test::HasFatalFailure()) return;
-    ASSERT_EQ(item.first, sequence.computed);
+    ASSERT_EQ(item.first, sequence.planned);
     ASSERT_EQ(item.slot, sequence.slot);
     ASSERT_GE(item.count, 1);
     ASSERT_LE(item.first + item.count, size);
@@ -177,8 +195,14 @@ class Simulation {
     ASSERT_EQ(item.is_context, item.first < sequence.context_end);
     ASSERT_TRUE(item.samples || setup_.scheduler.enable_chunked_context) << "a context was cut";
     ASSERT_LE(kv_cache_.blocks_for(item.first + item.count), static_cast<int>(kv_cache_.block_table(item.id).size()));
-    sequence.in_flight = true;
+    ASSERT_TRUE(item.first < known || item.count == 1) << "more than one token is unknown";
+    ASSERT_TRUE(seen_in_step_.insert(item.id).second) << "twice in a step";
     tally_.chunks += !item.samples;
+    tally_.pending_tokens += item.first >= known;
+    tally_.chunks_ahead += sequence.in_flight > 0 && item.first < known;
+    sequence.planned += item.count;
+    ++sequence.in_flight;
+    sequence.samples_in_flight += item.samples;
   }
 
   void take_admission(const Scheduler::Item& item, Live& sequence, int size) {
@@ -195,7 +219,7 @@ class Simulation {
     }
     for (const auto& [id, other] : live_) ASSERT_NE(other.slot, item.slot) << "slot taken twice";
     check_not_overtaking(item.id);
-    sequence.computed = admission.reused_tokens;
+    sequence.planned = admission.reused_tokens;
     sequence.slot = item.slot;
     sequence.context_end = size;
     tally_.copies += static_cast<int64_t>(admission.copies.size());
@@ -206,11 +230,8 @@ class Simulation {
   void check_not_overtaking(SequenceId id) {
     const Live& sequence = live_.at(id);
     for (const auto& [other_id, other] : live_) {
-      if (other.computed >= 0 || other_id == id || other.cancelled) continue;
-      const float priority = sequence.request->priority, other_priority = other.request->priority;
-      const bool outranks =
-          other_priority > priority || (other_priority == priority && other.arrival < sequence.arrival);
-      ASSERT_FALSE(outranks) << "sequence " << id << " overtakes " << other_id;
+      if (other.planned >= 0 || other_id == id || other.ended) continue;
+      ASSERT_FALSE(outranks(other, sequence)) << "sequence " << id << " overtakes " << other_id;
     }
   }
 
@@ -222,69 +243,32 @@ class Simulation {
   /// The device runs steps in order, each at any time between its planning and its completion.
   void execute_through(size_t count) {
     for (size_t i = 0; i < count; ++i) {
-      if (!steps_[i].executed) execute(steps_[i]);
+      if (!steps_[i].executed) device_.execute(steps_[i]);
     }
-  }
-
-  void execute(StepInFlight& step) {
-    step.executed = true;
-    for (const Work& work : step.work) {
-      for (const KvBlockCopy& copy : work.item.admission.copies) {
-        std::copy_n(memory_[copy.source].begin(), copy.num_tokens, memory_[copy.destination].begin());
-      }
-    }
-    for (const Work& work : step.work) check_reads(work);
-    for (const Work& work : step.work) step.sampled.push_back(write(work));
-    for (const Work& work : step.work) check_reads(work);
-  }
-
-  uint64_t& cell(const Work& work, int position) {
-    return memory_[work.table[position / setup_.kv.block_size]][position % setup_.kv.block_size];
-  }
-
-  void check_reads(const Work& work) {
-    uint64_t wanted = 0;
-    for (int position = 0; position < work.item.first; ++position) {
-      wanted = digest(wanted, work.tokens[position]);
-      ASSERT_EQ(cell(work, position), wanted)
-          << "sequence " << work.item.id << " reads foreign content at " << position;
-    }
-  }
-
-  /// Computes an item's tokens from what memory has before them; returns the token that its last one brings forth.
-  TokenId write(const Work& work) {
-    uint64_t value = work.item.first > 0 ? cell(work, work.item.first - 1) : 0;
-    for (int i = 0; i < work.item.count; ++i) {
-      const int position = work.item.first + i;
-      value = digest(value, work.tokens[position]);
-      cell(work, position) = value;
-    }
-    return static_cast<TokenId>(value % setup_.vocabulary);
   }
 
   void complete_oldest() {
     execute_through(1);
     if (testing::Test::HasFatalFailure()) return;
-    const StepInFlight step = std::move(steps_.front());
+    const SimulatedStep step = std::move(steps_.front());
     steps_.pop_front();
     for (size_t i = 0; i < step.work.size(); ++i) {
       const Scheduler::Item& item = step.work[i].item;
       scheduler_.complete(item, item.samples ? std::optional(step.sampled[i]) : std::nullopt);
       Live& sequence = live_.at(item.id);
-      sequence.in_flight = false;
-      sequence.computed += item.count;
-      if (sequence.cancelled) {
-        end(item.id);
+      --sequence.in_flight;
+      sequence.samples_in_flight -= item.samples;
+      if (sequence.ended) {
+        if (sequence.in_flight == 0) remove(item.id);
       } else if (static_cast<int>(scheduler_.tokens(item.id).size()) == sequence.length) {
-        check_tokens(item.id);
-        scheduler_.finish(item.id);
-        end(item.id);
+        tally_.wasted += sequence.in_flight;
         ++tally_.completed;
+        finish(item.id);
       }
     }
   }
 
-  void end(SequenceId id) {
+  void remove(SequenceId id) {
     ASSERT_FALSE(scheduler_.contains(id));
     ASSERT_TRUE(ended_.insert(id).second) << "sequence " << id << " ended twice";
     live_.erase(id);
@@ -320,18 +304,21 @@ class Simulation {
   Tally& tally_;
   KvCacheManager kv_cache_;
   Scheduler scheduler_;
-  std::vector<std::vector<uint64_t>> memory_;  // [block][position in block]
+  SimulatedDevice device_;
   std::map<SequenceId, Live> live_;
+  std::set<SequenceId> seen_in_step_;
   std::set<SequenceId> ended_;
-  std::deque<StepInFlight> steps_;
+  std::deque<SimulatedStep> steps_;
   size_t arrived_ = 0;
+  SequenceId last_highest_ = 0;
+  int steps_without_highest_ = 0;
 };
 
-Tally run_workloads(CapacityPolicy policy, uint64_t first_seed, int count) {
+Tally run_workloads(CapacityPolicy policy, bool plan_ahead, uint64_t first_seed, int count) {
   Tally tally;
   for (uint64_t seed = first_seed; seed < first_seed + count; ++seed) {
     SCOPED_TRACE(concat("seed ", seed));
-    Simulation simulation(WorkloadGenerator(seed, policy).make(), seed, tally);
+    Simulation simulation(WorkloadGenerator(seed, policy, plan_ahead).make(), seed, tally);
     try {
       simulation.run();
     } catch (const std::exception& error) {
@@ -351,14 +338,32 @@ void expect_paths_reached(const Tally& tally) {
 }
 
 TEST(SimulationTest, GuaranteedNoEvictSurvivesRandomWorkloads) {
-  const Tally tally = run_workloads(CapacityPolicy::kGuaranteedNoEvict, 1, 10000);
+  const Tally tally = run_workloads(CapacityPolicy::kGuaranteedNoEvict, false, 1, 10000);
   expect_paths_reached(tally);
   EXPECT_EQ(tally.pauses, 0);
 }
 
 TEST(SimulationTest, MaxUtilizationSurvivesRandomWorkloads) {
-  const Tally tally = run_workloads(CapacityPolicy::kMaxUtilization, 100000, 10000);
+  const Tally tally = run_workloads(CapacityPolicy::kMaxUtilization, false, 100000, 10000);
   expect_paths_reached(tally);
+  EXPECT_GT(tally.pauses, 1000);
+}
+
+void expect_planned_ahead(const Tally& tally) {
+  for (const int64_t count : {tally.pending_tokens, tally.chunks_ahead, tally.wasted}) EXPECT_GT(count, 1000);
+}
+
+TEST(SimulationTest, GuaranteedNoEvictSurvivesPlanningAhead) {
+  const Tally tally = run_workloads(CapacityPolicy::kGuaranteedNoEvict, true, 200000, 10000);
+  expect_paths_reached(tally);
+  expect_planned_ahead(tally);
+  EXPECT_EQ(tally.pauses, 0);
+}
+
+TEST(SimulationTest, MaxUtilizationSurvivesPlanningAhead) {
+  const Tally tally = run_workloads(CapacityPolicy::kMaxUtilization, true, 300000, 10000);
+  expect_paths_reached(tally);
+  expect_planned_ahead(tally);
   EXPECT_GT(tally.pauses, 1000);
 }
 

@@ -16,6 +16,7 @@ struct Setup {
   Scheduler::Config scheduler;
   int vocabulary = 0;     // small: chance prefixes meet
   int max_in_flight = 1;  // steps under way
+  bool eager = false;     // always as many as possible, as the executor has it
   int sequences = 0;
   double cancel_probability = 0;
 };
@@ -29,7 +30,9 @@ struct Workload {
 /// Draws pools, budgets and sequences so that prefixes meet often and blocks are scarce.
 class WorkloadGenerator {
  public:
-  WorkloadGenerator(uint64_t seed, CapacityPolicy policy) : random_(seed) { workload_.setup.scheduler.policy = policy; }
+  WorkloadGenerator(uint64_t seed, CapacityPolicy policy, bool plan_ahead) : random_(seed), plan_ahead_(plan_ahead) {
+    workload_.setup.scheduler.policy = policy;
+  }
 
   Workload make() {
     draw_setup();
@@ -55,7 +58,9 @@ class WorkloadGenerator {
     setup.scheduler.enable_chunked_context = chance(0.6);
     setup.vocabulary = between(2, 30);
     setup.max_in_flight = between(1, 3);
-    setup.scheduler.steps_in_flight = chance(0.5) ? setup.max_in_flight : 1;
+    setup.scheduler.plan_ahead = plan_ahead_;
+    setup.scheduler.steps_in_flight = !plan_ahead_ && chance(0.5) ? setup.max_in_flight : 1;
+    setup.eager = chance(0.5);
     setup.sequences = between(1, 20);
     setup.cancel_probability = chance(0.5) ? 0.0 : 0.02;
   }
@@ -87,6 +92,7 @@ class WorkloadGenerator {
   }
 
   std::mt19937_64 random_;
+  bool plan_ahead_;
   Workload workload_;
 };
 

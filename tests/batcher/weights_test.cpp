@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <cmath>
 #include <numeric>
 
+#include "inflight_batcher/engine/random_weights.h"
 #include "tests/batcher/tiny_engine.h"
 
 namespace inflight {
@@ -187,6 +190,90 @@ TEST_F(WeightsTest, AWeightIsLoadedOnceAndCounted) {
   WeightStore weights(plan, 0, 1);
   EXPECT_EQ(weights.get("w").data, weights.get("w").data);
   EXPECT_EQ(weights.bytes(), 24u);
+}
+
+float bfloat16_value(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+/// Rows [first, last) of a part as bfloat16.
+Floats as_bfloat16(const WeightPart& part, int64_t first, int64_t last) {
+  std::vector<uint16_t> bits((last - first) * part.columns());
+  copy_rows(part, first, last, DType::kBfloat16, reinterpret_cast<std::byte*>(bits.data()));
+  Floats values;
+  for (const uint16_t value : bits) values.push_back(bfloat16_value(value));
+  return values;
+}
+
+TEST_F(WeightsTest, PartsAreCopiedByRowsAndConverted) {
+  store({{"a", counting({3, 6})}});
+  PlanSource part = source("a");
+  part.slice = PlanSource::Slice{1, 2, 6};
+  plan.weights["w"] = {DType::kFloat32, {3, 4}, Shard::kReplicated, {part}};
+  part.transpose = true;
+  plan.weights["turned"] = {DType::kFloat32, {4, 3}, Shard::kReplicated, {part}};
+  WeightStore weights(plan, 0, 1);
+  const WeightStore::Layout layout = weights.layout("w");
+  EXPECT_EQ(describe(layout.shape), "[3, 4] float32");
+  EXPECT_EQ(as_bfloat16(layout.parts.at(0), 1, 3), (Floats{8, 9, 10, 11, 14, 15, 16, 17}));
+  EXPECT_EQ(as_bfloat16(weights.layout("turned").parts.at(0), 1, 3), (Floats{3, 9, 15, 4, 10, 16}));
+  EXPECT_EQ(weights.bytes(), 0u) << "a layout loads nothing";
+}
+
+TEST_F(WeightsTest, Float32IsRoundedToTheNearestBfloat16TiesToEven) {
+  const float tie_down = std::bit_cast<float>(0x3f808000u), tie_up = std::bit_cast<float>(0x3f818000u),
+              above = std::bit_cast<float>(0x3f808001u), below = std::bit_cast<float>(0x3f807fffu);
+  const Floats values = {tie_down, tie_up, above, below, -above, INFINITY, 0.0f, -0.0f};
+  store({{"a", {"F32", {8}, testing::bytes_of(values)}}, {"nan", {"F32", {1}, testing::bytes_of(Floats{NAN})}}});
+  plan.weights["w"] = {DType::kFloat32, {8}, Shard::kReplicated, {source("a")}};
+  plan.weights["nan"] = {DType::kFloat32, {1}, Shard::kReplicated, {source("nan")}};
+  WeightStore weights(plan, 0, 1);
+  const float up = bfloat16_value(0x3f81), two = bfloat16_value(0x3f82);
+  const Floats rounded = as_bfloat16(weights.layout("w").parts.at(0), 0, 8);
+  EXPECT_EQ(rounded, (Floats{1.0f, two, up, 1.0f, -up, INFINITY, 0.0f, -0.0f}));
+  EXPECT_TRUE(std::signbit(rounded[7]));
+  EXPECT_TRUE(std::isnan(as_bfloat16(weights.layout("nan").parts.at(0), 0, 1)[0]));
+}
+
+TEST_F(WeightsTest, Float16IsConvertedWithItsSmallestAndItsInfinities) {
+  const std::vector<uint16_t> halves = {0x3c00, 0xc000, 0x7bff, 0x0001, 0x8400, 0x7c00, 0xfc00, 0x0000};
+  store({{"a", {"F16", {8}, testing::bytes_of(halves)}}});
+  plan.weights["w"] = {DType::kFloat16, {8}, Shard::kReplicated, {source("a")}};
+  WeightStore weights(plan, 0, 1);
+  EXPECT_EQ(as_bfloat16(weights.layout("w").parts.at(0), 0, 8),
+            (Floats{1.0f, -2.0f, 65536.0f, 0x1p-24f, -0x1p-14f, INFINITY, -INFINITY, 0.0f}));
+}
+
+TEST_F(WeightsTest, TiedWeightsAreOne) {
+  const PlanWeight embedding{DType::kFloat32, {4, 2}, Shard::kReplicated, {source("a")}};
+  PlanWeight head{DType::kFloat32, {4, 2}, Shard::kAxis0, {source("a", 4)}};
+  EXPECT_EQ(weight_identity(embedding, {4, 2}), weight_identity(head, {4, 2}));
+  EXPECT_NE(weight_identity(embedding, {4, 2}), weight_identity(head, {2, 2}));
+  head.sources[0].transpose = true;
+  EXPECT_NE(weight_identity(embedding, {4, 2}), weight_identity(head, {4, 2}));
+  head.sources[0].transpose = false;
+  head.sources[0].slice = PlanSource::Slice{0, 0, 4};
+  EXPECT_NE(weight_identity(embedding, {4, 2}), weight_identity(head, {4, 2}));
+}
+
+TEST_F(WeightsTest, RandomWeightsHaveThePlansShapesOnEveryRank) {
+  plan.weights["qkv"] = {DType::kFloat32, {64, 8}, Shard::kAxis0, {source("q", 4), source("k", 2), source("v", 2)}};
+  plan.weights["out"] = {DType::kBfloat16, {8, 32}, Shard::kAxis1, {source("o", 4)}};
+  plan.weights["norm"] = {DType::kFloat32, {4096}, Shard::kReplicated, {source("n")}};
+  plan.weights["out.bias"] = {DType::kFloat32, {4096}, Shard::kFirstRank, {source("b")}};
+  RandomWeights first(plan, 0, 4), other(plan, 1, 4);
+  EXPECT_EQ(describe(first.get("qkv")), "[24, 8] float32");  // one query head, and the KV heads shared by neighbours
+  EXPECT_EQ(describe(first.get("out")), "[8, 8] bfloat16");
+  EXPECT_FALSE(other.get("out.bias"));
+  const auto mean = [](const TensorView& view) {
+    const Floats values = values_of(view);
+    return std::accumulate(values.begin(), values.end(), 0.0f) / static_cast<float>(values.size());
+  };
+  EXPECT_NEAR(mean(first.get("norm")), 1.0f, 0.002f);
+  EXPECT_NEAR(mean(first.get("out.bias")), 0.0f, 0.002f);
+  EXPECT_NE(values_of(first.get("qkv")), values_of(other.get("qkv")));
+  EXPECT_EQ(values_of(first.get("norm")), values_of(RandomWeights(plan, 0, 4).get("norm")));
+  const size_t bytes = first.bytes();
+  first.get("qkv");
+  EXPECT_EQ(first.bytes(), bytes);
 }
 
 TEST_F(WeightsTest, ErrorsNameWeightTensorAndBothSides) {

@@ -275,7 +275,7 @@ max_attention_window_size
 max_batch_size
 max_beam_width
 max_num_tokens
-max_sequence_length
+max_sequence_length plan_ahead batch_invariant random_weights
 max_tokens_in_paged_kv_cache
 medusa_choices
 multi_block_mode

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = [ROOT / "build/tests" / f"{room}_tests" for room in ("kernels", "batcher", "triton")]
+CUDA_PROGRAM = ROOT / "build/tests/cuda_tests"  # there where nvcc is
 
 
 def parse_listing(listing: str) -> list[str]:
@@ -34,7 +35,8 @@ def list_cases(program: Path) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"program", "case"} <= set(metafunc.fixturenames):
-        pairs = [(program, case) for program in PROGRAMS for case in list_cases(program)]
+        programs = PROGRAMS + [CUDA_PROGRAM] * CUDA_PROGRAM.is_file()
+        pairs = [(program, case) for program in programs for case in list_cases(program)]
         metafunc.parametrize(("program", "case"), pairs, ids=[f"{p.stem}:{case}" for p, case in pairs])
 
 
@@ -42,6 +44,8 @@ def test_case(program: Path, case: str):
     command = [program, f"--gtest_filter={case}", "--gtest_brief=1"]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stdout
+    if program == CUDA_PROGRAM and "SKIPPED" in run.stdout:
+        pytest.skip("no CUDA device")
     assert "1 test" in run.stdout or "SKIPPED" in run.stdout, f"{case} did not run: {run.stdout}"
 
 

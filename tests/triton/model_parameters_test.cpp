@@ -27,6 +27,9 @@ TEST(ModelParameters, Values) {
                                         {"enable_chunked_context", "0"},
                                         {"exclude_input_in_output", "TRUE"},
                                         {"tensor_parallel_size", "2"},
+                                        {"plan_ahead", "true"},
+                                        {"batch_invariant", "1"},
+                                        {"random_weights", "True"},
                                         {"random_default_seed", "1"},
                                         {"batch_scheduler_policy", "max_utilization"}});
   EXPECT_EQ(found.engine_dir, "/");
@@ -40,6 +43,9 @@ TEST(ModelParameters, Values) {
   EXPECT_FALSE(found.executor.enable_chunked_context);
   EXPECT_TRUE(found.exclude_input_in_output);
   EXPECT_EQ(found.executor.tensor_parallel, 2);
+  EXPECT_EQ(found.executor.plan_ahead, true);
+  EXPECT_TRUE(found.executor.batch_invariant);
+  EXPECT_TRUE(found.executor.random_weights);
   EXPECT_TRUE(found.random_default_seed);
   EXPECT_EQ(found.executor.capacity_policy, CapacityPolicy::kMaxUtilization);
   EXPECT_EQ(found.executor.max_queue_size, 5);

@@ -8,6 +8,8 @@ namespace inflight {
 /// without padding. Context chunks, generation tokens and draft tokens are the same thing here.
 ///
 /// T = packed tokens, S = sequences, L = rows whose logits are wanted, B = widest block table of the step.
+/// A sequence whose context length is 0 is padding (a captured graph has a fixed number of sequences): its tokens write
+/// nothing to the cache, and its attention output is zero.
 struct BatchView {
   TensorView token_ids;        // [T] int32
   TensorView positions;        // [T] int32: index of the token in its sequence, from 0
@@ -18,6 +20,8 @@ struct BatchView {
   TensorView logits_rows;      // [L] int32: packed token indices
   int max_query_length = 0;    // most new tokens of one sequence
   int max_context_length = 0;
+  int num_generation =
+      0;  // leading sequences with exactly one new token; a device may have a kernel of its own for them
 
   int64_t num_tokens() const { return token_ids.shape[0]; }
   int64_t num_sequences() const { return context_lengths.shape[0]; }

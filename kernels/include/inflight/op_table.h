@@ -15,9 +15,12 @@ namespace inflight {
 /// lacks; the engine refuses a plan that needs it when it loads.
 struct OpTable {
   const char* device = "";
+  /// Once a step, before its other ops: what the layers share of their work plans. May be null.
+  void (*prepare_step)(const BatchView&, DeviceContext&) = nullptr;
   void (*embedding)(const EmbeddingArgs&, DeviceContext&) = nullptr;
   void (*gather_rows)(const GatherRowsArgs&, DeviceContext&) = nullptr;
   void (*linear)(const LinearArgs&, DeviceContext&) = nullptr;
+  void (*linear_gated)(const LinearGatedArgs&, DeviceContext&) = nullptr;  // may be null: linear, gated_activation
   void (*rms_norm)(const RmsNormArgs&, DeviceContext&) = nullptr;
   void (*layer_norm)(const LayerNormArgs&, DeviceContext&) = nullptr;
   void (*activation)(const ActivationArgs&, DeviceContext&) = nullptr;

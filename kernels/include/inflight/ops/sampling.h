@@ -20,10 +20,11 @@ struct SamplingRow {
   float frequency_penalty = 0.0f;    // subtracted per occurrence among the generated tokens
   int no_repeat_ngram_size = 0;      // 0 = off; else no n-gram of history occurs twice
   int min_tokens = 0;                // least number of generated tokens, end ids not counted, stop words counted
-  std::span<const int32_t> end_ids;  // banned while fewer than min_tokens are generated
+  std::span<const int32_t> end_ids;  // banned while fewer than min_tokens are generated, pending ones counted
   uint64_t seed = 0;
   uint64_t stream = 0;               // which of several returned sequences: a different random stream of the same seed
   std::span<const int32_t> history;  // prompt and generated tokens
+  int pending = 0;                   // tokens behind history that only the device knows yet: 0, or 1 one step ahead
   int prompt_length = 0;             // how many of history are prompt
   std::span<const float> bias;       // added to the logits, [V] or empty
   std::span<const int32_t> bad_words;       // token ids of all words end to end
@@ -33,9 +34,9 @@ struct SamplingRow {
 };
 
 /// tokens[i] from logits[i] under rows[i]. The draw uses a counter-based generator keyed by (seed, stream, number of
-/// tokens generated), so that a request's tokens do not depend on the rest of the batch. Greedy ties go to the lowest
-/// id. log_probs[i] = log softmax of the logits as the model gave them (before bias, penalties and temperature) at the
-/// token.
+/// tokens generated, pending ones counted), so that a request's tokens do not depend on the rest of the batch. Greedy
+/// ties go to the lowest id. log_probs[i] = log softmax of the logits as the model gave them (before bias, penalties
+/// and temperature) at the token.
 struct SampleArgs {
   TensorView logits;                  // [L, V] float32, overwritten
   std::span<const SamplingRow> rows;  // L

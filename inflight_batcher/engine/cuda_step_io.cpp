@@ -1,0 +1,179 @@
+#include "inflight_batcher/engine/cuda_step_io.h"
+
+#include <algorithm>
+
+namespace inflight {
+
+namespace {
+
+using cuda::check_cuda;
+
+constexpr size_t kAlignment = 64;  // words
+
+size_t aligned(size_t words) { return (words + kAlignment - 1) / kAlignment * kAlignment; }
+
+TensorView vector(int32_t* data, int64_t count) { return TensorView(data, DType::kInt32, {count}); }
+
+}  // namespace
+
+CudaStepIo::CudaStepIo(const CudaStepLimits& limits, cuda::CudaContext& context)
+    : limits_(limits), context_(context), packer_(limits), history_stride_(limits.sequence_length + 1) {
+  allocate_arrays();
+  const size_t packed_bytes = limits.packed_words() * sizeof(int32_t);
+  for (Buffer& buffer : buffers_) {
+    buffer.packed = PinnedMemory(packed_bytes);
+    buffer.staging = cuda::DeviceMemory(packed_bytes);
+  }
+  const auto rows = static_cast<size_t>(limits.batch_size);
+  answers_ = PinnedMemory(4 * rows * sizeof(int32_t));
+  auto* place = reinterpret_cast<int32_t*>(answers_.data());
+  for (int i = 0; i < 2; ++i) {
+    results_.tokens[i] = place + 2 * i * rows;
+    results_.log_probs[i] = reinterpret_cast<float*>(place + (2 * i + 1) * rows);
+  }
+}
+
+void CudaStepIo::allocate_arrays() {
+  const auto tokens = static_cast<size_t>(limits_.num_tokens), batch = static_cast<size_t>(limits_.batch_size);
+  constexpr size_t kRowWords = sizeof(cuda::GpuSamplingRow) / sizeof(int32_t);
+  const std::pair<int32_t**, size_t> arrays[] = {{&token_ids_, tokens},
+                                                 {&positions_, tokens},
+                                                 {&token_sequences_, tokens},
+                                                 {&query_offsets_, batch + 1},
+                                                 {&context_lengths_, batch},
+                                                 {&block_tables_, batch * limits_.table_width},
+                                                 {&logits_rows_, tokens},
+                                                 {&sampling_, batch * kRowWords},
+                                                 {&lists_, CudaStepLimits::kListWords},
+                                                 {&buffer_, 1},
+                                                 {&tokens_, batch},
+                                                 {&log_probs_, batch}};
+  size_t words = 0;
+  for (const auto& [array, count] : arrays) words += aligned(count);
+  memory_ = cuda::DeviceMemory(words * sizeof(int32_t));
+  history_ = cuda::DeviceMemory(batch * history_stride_ * sizeof(int32_t));
+  check_cuda(cudaMemsetAsync(memory_.data(), 0, memory_.bytes(), context_.stream()), "the steps' arrays");
+  check_cuda(cudaMemsetAsync(history_.data(), 0, history_.bytes(), context_.stream()), "the history");
+  auto* place = memory_.as<int32_t>();
+  for (const auto& [array, count] : arrays) {
+    *array = place;
+    place += aligned(count);
+  }
+}
+
+PackedStep CudaStepIo::send(const Step& step, int padded) {
+  Buffer& buffer = buffers_[next_];
+  const PackedStep packed = packer_.pack(step, padded, next_, reinterpret_cast<int32_t*>(buffer.packed.data()));
+  // Beside the kernels of the step before: what they read is not touched until the unpacking below.
+  check_cuda(cudaMemcpyAsync(buffer.staging.data(), buffer.packed.data(), packed.words * sizeof(int32_t),
+                             cudaMemcpyHostToDevice, upload_stream_),
+             "the upload of a step");
+  buffer.sent.record(upload_stream_);
+  check_cuda(cudaStreamWaitEvent(context_.stream(), buffer.sent), "the upload of a step");
+  fill_histories(step);
+  if (packed.long_lists) send_long_lists();
+  cuda::unpack_step(unpacking(packed, buffer.staging.as<int32_t>()), context_);
+  next_ ^= 1;
+  return packed;
+}
+
+// Rare, so plain copies do: the host's memory is free again when such a copy returns.
+void CudaStepIo::fill_histories(const Step& step) {
+  for (const HistoryFill& fill : step.histories) {
+    check(static_cast<int>(fill.tokens.size()) <= history_stride_, ErrorCode::kInternal, "a history of ",
+          fill.tokens.size(), " tokens exceeds ", history_stride_);
+    check_cuda(cudaMemcpyAsync(history_.as<int32_t>() + static_cast<int64_t>(fill.slot) * history_stride_,
+                               fill.tokens.data(), fill.tokens.size_bytes(), cudaMemcpyHostToDevice, context_.stream()),
+               "the history of a sequence");
+  }
+}
+
+void CudaStepIo::send_long_lists() {
+  const auto send = [&](cuda::DeviceMemory& memory, const void* data, size_t bytes) {
+    if (bytes > memory.bytes()) {
+      context_.synchronize();  // a step under way may read the old one
+      memory = cuda::DeviceMemory(2 * bytes);
+    }
+    if (bytes > 0)
+      check_cuda(cudaMemcpyAsync(memory.data(), data, bytes, cudaMemcpyHostToDevice, context_.stream()), "word lists");
+  };
+  send(long_lists_, packer_.lists().data(), packer_.lists().size() * sizeof(int32_t));
+  send(biases_, packer_.biases().data(), packer_.biases().size() * sizeof(float));
+}
+
+cuda::StepUnpacking CudaStepIo::unpacking(const PackedStep& packed, const int32_t* staging) const {
+  const auto copy = [&](const PackedRange& range, int32_t* to) {
+    return cuda::WordCopy{staging + range.begin, to, range.count};
+  };
+  cuda::StepUnpacking out;
+  out.token_ids = staging + packed.token_ids.begin;
+  out.positions = staging + packed.positions.begin;
+  out.token_sequences = staging + packed.token_sequences.begin;
+  out.slots = staging + packed.slots.begin;
+  out.block_tables = staging + packed.block_tables.begin;
+  out.num_tokens = packed.num_tokens;
+  out.table_rows = packed.table_rows;
+  out.table_width = packed.table_width;
+  out.token_ids_out = token_ids_;
+  out.block_tables_out = block_tables_;
+  out.history = history_.as<int32_t>();
+  out.table_stride = limits_.table_width;
+  out.history_stride = history_stride_;
+  out.copies = {copy(packed.positions, positions_),
+                copy(packed.token_sequences, token_sequences_),
+                copy(packed.query_offsets, query_offsets_),
+                copy(packed.context_lengths, context_lengths_),
+                copy(packed.logits_rows, logits_rows_),
+                copy(packed.sampling, sampling_),
+                copy(packed.lists, lists_),
+                copy(packed.buffer, buffer_)};
+  return out;
+}
+
+BatchView CudaStepIo::view(int num_tokens, int num_sequences, int num_rows) const {
+  BatchView batch;
+  batch.token_ids = vector(token_ids_, num_tokens);
+  batch.positions = vector(positions_, num_tokens);
+  batch.token_sequences = vector(token_sequences_, num_tokens);
+  batch.query_offsets = vector(query_offsets_, num_sequences + 1);
+  batch.context_lengths = vector(context_lengths_, num_sequences);
+  batch.block_tables = TensorView(block_tables_, DType::kInt32, {num_sequences, limits_.table_width});
+  batch.logits_rows = vector(logits_rows_, num_rows);
+  batch.max_query_length = 1;
+  batch.max_context_length = limits_.sequence_length;
+  batch.num_generation = num_sequences;
+  return batch;
+}
+
+BatchView CudaStepIo::view(const PackedStep& packed, const Step& step) const {
+  BatchView batch = view(packed.num_tokens, packed.num_sequences, packed.logits_rows.count);
+  batch.max_query_length = step.max_query_length;
+  batch.max_context_length = step.max_context_length;
+  batch.num_generation = step.num_generation;
+  return batch;
+}
+
+void CudaStepIo::sample(const TensorView& logits, int rows, bool long_lists) {
+  if (rows == 0) return;
+  cuda::GpuSampleArgs args;
+  args.logits = TensorView(logits.data, logits.dtype, {rows, logits.shape[1]});
+  args.rows = reinterpret_cast<const cuda::GpuSamplingRow*>(sampling_);
+  args.words = long_lists ? long_lists_.as<int32_t>() : lists_;
+  args.bias = biases_.as<float>();
+  args.history = history_.as<int32_t>();
+  args.history_stride = history_stride_;
+  args.tokens = tokens_;
+  args.log_probs = reinterpret_cast<float*>(log_probs_);
+  cuda::sample(args, context_);
+  cuda::publish_results(tokens_, args.log_probs, rows, buffer_, results_, context_);
+}
+
+void CudaStepIo::mark_end() { buffers_[next_ ^ 1].done.record(context_.stream()); }
+
+bool CudaStepIo::is_done(int buffer) const {
+  if (cudaEventQuery(buffers_[buffer].done) != cudaErrorNotReady) return true;
+  cudaGetLastError();  // "not ready" would otherwise be taken for the next launch's error
+  return false;
+}
+
+}  // namespace inflight

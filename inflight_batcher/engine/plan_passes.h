@@ -1,0 +1,19 @@
+#pragma once
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "inflight_batcher/engine/plan.h"
+
+namespace inflight {
+
+/// The tensors of the epilogue that are the logits under another name (a rank's shard, before it is gathered).
+std::set<std::string> wide_tensors(const Plan& plan);
+
+/// The ops of a block with each `linear` without bias and the `gated_activation` right behind it made one
+/// `linear_gated`, where nobody else reads what lies between them. `block` names it as marked outputs do ("prologue",
+/// "epilogue", else the layers block).
+std::vector<PlanOp> fuse_gated_linears(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block);
+
+}  // namespace inflight

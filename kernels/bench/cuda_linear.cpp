@@ -1,0 +1,117 @@
+#include <algorithm>
+#include <string>
+
+#include "kernels/bench/cuda_bench.h"
+#include "kernels/cuda/gemm_tuner.h"
+#include "kernels/cuda/plain_linear.h"
+
+/// The linear products of Llama 3 8B and 1B, by the best own kernel and by cuBLASLt's best algorithm, each chosen by
+/// timing all candidates.
+namespace inflight::bench {
+namespace {
+
+using cuda::DeviceMemory;
+using cuda::LinearChoice;
+using cuda::LinearKey;
+
+struct Product {
+  const char* name;
+  int64_t n, k;
+  bool float_out = false;
+  bool gated = false;
+};
+
+constexpr Product kProducts[] = {
+    {"8b qkv", 6144, 4096},
+    {"8b o", 4096, 4096},
+    {"8b gate_up", 14336, 4096, false, true},
+    {"8b down", 4096, 14336},
+    {"8b lm_head", 128256, 4096, true},
+    {"1b qkv", 3072, 2048},
+    {"1b o", 2048, 2048},
+    {"1b gate_up", 8192, 2048, false, true},
+    {"1b down", 2048, 8192},
+    {"1b lm_head", 128256, 2048, true},
+};
+constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 4096, 8192};
+constexpr int kMostLogits = 512;  // rows of the lm_head: one a sequence
+
+constexpr int64_t kWeightPool = int64_t{512} << 20;  // past the L2 cache many times
+
+struct Buffers {
+  DeviceMemory weights, x, scratch, out;
+};
+
+int64_t weight_bytes(const LinearKey& key) { return key.n * key.k * 2 * (key.gated ? 2 : 1); }
+
+double moved_bytes(const LinearKey& key) {
+  const int64_t out = key.m * key.n * (key.float_out ? 4 : 2);
+  return static_cast<double>(weight_bytes(key) + key.m * key.k * 2 + out);
+}
+
+std::vector<LinearKey> all_keys() {
+  std::vector<LinearKey> keys;
+  for (const Product& product : kProducts)
+    for (const int rows : kRows)
+      if (!product.float_out || rows <= kMostLogits)
+        keys.push_back({rows, product.n, product.k, product.float_out, false, product.gated});
+  return keys;
+}
+
+int64_t most(const std::vector<LinearKey>& keys, int64_t (*bytes)(const LinearKey&)) {
+  int64_t size = 0;
+  for (const LinearKey& key : keys) size = std::max(size, bytes(key));
+  return size;
+}
+
+Buffers make_buffers(const std::vector<LinearKey>& keys, cuda::CudaContext& context) {
+  const auto x = [](const LinearKey& key) { return key.m * key.k * 2; };
+  const auto scratch = [](const LinearKey& key) { return key.gated ? key.m * key.n * 4 : 0; };
+  const auto out = [](const LinearKey& key) { return key.m * key.n * 4; };
+  Buffers buffers{DeviceMemory(std::max(kWeightPool, most(keys, weight_bytes))), DeviceMemory(most(keys, x)),
+                  DeviceMemory(most(keys, scratch)), DeviceMemory(most(keys, out))};
+  uint32_t seed = 1;
+  for (const DeviceMemory* memory : {&buffers.weights, &buffers.x})
+    cuda::fill_random(memory->data(), static_cast<int64_t>(memory->bytes() / 2), seed++, context);
+  return buffers;
+}
+
+void measure(Bench& bench, const LinearKey& key, const char* name, const LinearChoice& choice, const Buffers& buffers) {
+  cuda::LinearEngine& engine = bench.context().state<cuda::LinearEngine>();
+  const int64_t bytes = weight_bytes(key);
+  const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(buffers.weights.bytes()) / bytes);
+  const std::string way = choice.kind == LinearChoice::Kind::kCublasLt ? "cublaslt" : cuda::text_of(choice);
+  const std::string shape = concat(name, ", M ", key.m, ", N ", key.n * (key.gated ? 2 : 1), ", K ", key.k, ", ", way);
+  const double flops = static_cast<double>(weight_bytes(key)) * static_cast<double>(key.m);
+  bench.measure(
+      {key.gated ? "linear_gated" : "linear", shape, moved_bytes(key), flops},
+      [&](int i) {
+        engine.run(key,
+                   {buffers.x.data(), buffers.weights.data() + i % copies * bytes, nullptr, buffers.scratch.data(),
+                    buffers.out.data()},
+                   choice);
+      },
+      static_cast<int>(copies));
+}
+
+void bench_linear(Bench& bench) {
+  cuda::CudaContext& context = bench.context();
+  const std::vector<LinearKey> keys = all_keys();
+  const Buffers buffers = make_buffers(keys, context);
+  cuda::GemmTuner tuner(context.state<cuda::LinearEngine>(), keys, context);
+  const LinearKey* key = keys.data();
+  for (const Product& product : kProducts)
+    for (; key != keys.data() + keys.size() && key->n == product.n && key->k == product.k; ++key) {
+      const auto timed = tuner.time(*key);
+      for (const auto kind : {LinearChoice::Kind::kSkinny, LinearChoice::Kind::kCublasLt}) {
+        const auto best =
+            std::find_if(timed.begin(), timed.end(), [&](const auto& t) { return t.choice.kind == kind; });
+        if (best != timed.end()) measure(bench, *key, product.name, best->choice, buffers);
+      }
+    }
+}
+
+const Registered kCases("linear", bench_linear);
+
+}  // namespace
+}  // namespace inflight::bench

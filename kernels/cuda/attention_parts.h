@@ -1,0 +1,21 @@
+#pragma once
+
+#include "inflight/ops/attention.h"
+#include "kernels/cuda/cuda.h"
+
+/// The two halves of the attention op. The first num_generation sequences of a batch have one new token each; for the
+/// rest (context chunks, also of one token) the other kernel is made.
+namespace inflight::cuda {
+
+/// Once a step, before the layers: each half may lay out its work for them from the batch's device arrays.
+void plan_generation_attention(const BatchView& batch, CudaContext& context);
+void plan_context_attention(const BatchView& batch, CudaContext& context);
+
+/// Rows [0, num_generation) of args.q and args.out. Runs inside captured graphs: nothing may depend on the host's
+/// knowledge of lengths, only on batch.num_generation and the device arrays.
+void generation_attention(const AttentionArgs& args, const BatchView& batch, CudaContext& context);
+
+/// Rows [num_generation, T) of args.q and args.out: the tokens of sequences [num_generation, S).
+void context_attention(const AttentionArgs& args, const BatchView& batch, CudaContext& context);
+
+}  // namespace inflight::cuda

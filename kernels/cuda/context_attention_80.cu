@@ -1,0 +1,12 @@
+#include "kernels/cuda/context_attention_kernel.cuh"
+
+namespace inflight::cuda {
+
+const ContextKernels& context_kernels_80() {
+  using namespace context_attention_kernels;
+  using Any = Shape<80, 2, 128, 232>;
+  static constexpr ContextKernels kKernels = {80, kernel_of<Any, false>(), kernel_of<Any, true>()};
+  return kKernels;
+}
+
+}  // namespace inflight::cuda

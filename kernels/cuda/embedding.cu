@@ -1,0 +1,76 @@
+// Rows copied by index. An embedding table's rows are bfloat16 as the activations are, so both ops are one copy.
+
+#include <algorithm>
+
+#include "kernels/cuda/arguments.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace inflight::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kInFlight = 4;  // loads of a thread before its first store
+
+// out[i] = in[rows[i]], one block a row of `units`. A kernel cannot refuse an index as the CPU's does, and the
+// scheduler has checked them; one outside is clamped, so that a mistake upstream gives wrong text and not a dead
+// context.
+template <typename Unit>
+__global__ void __launch_bounds__(kThreads)
+    copy_rows(const Unit* in, const int32_t* rows, Unit* out, int64_t units, int32_t num_rows) {
+  wait_and_let_next_start();
+  const int32_t row = min(max(rows[blockIdx.x], 0), num_rows - 1);
+  const Unit* from = in + row * units;
+  Unit* to = out + blockIdx.x * units;
+  for (int64_t i = threadIdx.x; i < units; i += kInFlight * blockDim.x) {
+    Unit group[kInFlight];
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k)
+      if (i + k * blockDim.x < units) group[k] = from[i + k * blockDim.x];
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k)
+      if (i + k * blockDim.x < units) to[i + k * blockDim.x] = group[k];
+  }
+}
+
+template <typename Unit>
+void launch_copy(const TensorView& in, const TensorView& rows, const TensorView& out, size_t row_bytes,
+                 CudaContext& context) {
+  const auto units = static_cast<int64_t>(row_bytes / sizeof(Unit));
+  const auto threads = static_cast<unsigned>(std::clamp<int64_t>(divide_up(units, 32) * 32, 32, kThreads));
+  launch(copy_rows<Unit>, static_cast<unsigned>(rows.shape[0]), threads, 0, context, in.as<const Unit>(),
+         rows.as<const int32_t>(), out.as<Unit>(), units, static_cast<int32_t>(in.shape[0]));
+}
+
+void copy_by_index(const char* op, const TensorView& in, const TensorView& rows, const TensorView& out,
+                   CudaContext& context) {
+  if (out.elements() == 0) return;
+  check(in.shape[0] > 0, ErrorCode::kInvalidArgument, op, ": there are ", rows.shape[0], " rows to take from ",
+        describe(in));
+  const size_t row_bytes = static_cast<size_t>(in.shape[1]) * size_of(in.dtype);
+  if (allows_vectors(row_bytes, {in.data, out.data})) return launch_copy<uint4>(in, rows, out, row_bytes, context);
+  if (size_of(in.dtype) % 2 == 0) return launch_copy<uint16_t>(in, rows, out, row_bytes, context);
+  launch_copy<uint8_t>(in, rows, out, row_bytes, context);
+}
+
+}  // namespace
+
+void embedding(const EmbeddingArgs& args, DeviceContext& device) {
+  Dim t("T"), v("V"), h("H");
+  Signature("embedding")
+      .view("ids", args.ids, {t}, kInt)
+      .view("table", args.table, {v, h}, kBf16)
+      .view("out", args.out, {t, h}, kBf16);
+  copy_by_index("embedding", args.table, args.ids, args.out, cuda_context(device));
+}
+
+void gather_rows(const GatherRowsArgs& args, DeviceContext& device) {
+  Dim t("T"), l("L"), h("H");
+  Signature("gather_rows")
+      .view("in", args.in, {t, h}, {args.in.dtype})
+      .view("rows", args.rows, {l}, kInt)
+      .view("out", args.out, {l, h}, {args.in.dtype});
+  copy_by_index("gather_rows", args.in, args.rows, args.out, cuda_context(device));
+}
+
+}  // namespace inflight::cuda

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda.h"
+
+namespace inflight::cuda {
+
+/// Programmatic dependent launch (CUDA Programming Guide, "Programmatic Dependent Launch and Synchronization"): a
+/// kernel launched by `launch` may start while the one before it still runs. It must call wait_for_previous() in every
+/// thread before it reads anything a kernel wrote and before it writes anything at all to global memory; weights never
+/// change, so they may be read (prefetched) earlier. It calls let_next_start() as soon as its blocks need not hold back
+/// the next kernel's.
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+/// Both, in the order that measures best for a kernel with little to do before the wait. Few blocks let the next kernel
+/// start (and prefetch) at once; many would lose their places on the GPU to blocks of later kernels that only wait, so
+/// that they let the next start once their own wait is over.
+__device__ __forceinline__ void wait_and_let_next_start() {
+  constexpr unsigned kFewBlocks = 16;
+  const bool early = gridDim.x * gridDim.y <= kFewBlocks;
+  if (early) let_next_start();
+  wait_for_previous();
+  if (!early) let_next_start();
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, CudaContext& context,
+            Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = context.stream();
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "a kernel cannot be launched");
+}
+
+}  // namespace inflight::cuda

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "inflight_batcher/scheduler/scheduler.h"
+#include "tests/batcher/simulation_workload.h"
+
+namespace inflight {
+
+/// What the cache holds for a position: a digest of all tokens up to it, as keys and values depend on all of them.
+inline uint64_t digest(uint64_t before, TokenId token) {
+  uint64_t value = (before ^ static_cast<uint64_t>(token + 1)) * 0x9E3779B97F4A7C15ull;
+  value ^= value >> 29;
+  return value * 0xBF58476D1CE4E5B9ull ^ value >> 32;
+}
+
+/// What the engine gets to know of a step.
+struct SimulatedStep {
+  struct Work {
+    Scheduler::Item item;
+    std::vector<TokenId> tokens;  // those known when it was planned
+    std::vector<int32_t> table;
+  };
+
+  std::vector<Work> work;
+  std::vector<TokenId> sampled;
+  bool executed = false;
+};
+
+/// A model of the device's memory: runs steps in order, and checks that each sequence reads what it wrote.
+class SimulatedDevice {
+ public:
+  explicit SimulatedDevice(const Setup& setup)
+      : setup_(setup),
+        memory_(setup.kv.num_blocks, std::vector<uint64_t>(setup.kv.block_size)),
+        sampled_last_(setup.scheduler.max_batch_size, -1) {}
+
+  void execute(SimulatedStep& step) {
+    step.executed = true;
+    for (const auto& work : step.work) {
+      for (const KvBlockCopy& copy : work.item.admission.copies) {
+        std::copy_n(memory_[copy.source].begin(), copy.num_tokens, memory_[copy.destination].begin());
+      }
+    }
+    for (auto& work : step.work) fill_pending(work);
+    for (const auto& work : step.work) check_reads(work);
+    for (const auto& work : step.work) step.sampled.push_back(write(work));
+    for (const auto& work : step.work) check_reads(work);
+  }
+
+ private:
+  using Work = SimulatedStep::Work;
+
+  /// The device knows what it sampled last for a slot.
+  void fill_pending(Work& work) {
+    const size_t wanted = work.item.first + work.item.count;
+    if (work.tokens.size() < wanted) work.tokens.push_back(sampled_last_[work.item.slot]);
+    ASSERT_GE(work.tokens.size(), wanted);
+  }
+
+  uint64_t& cell(const Work& work, int position) {
+    return memory_[work.table[position / setup_.kv.block_size]][position % setup_.kv.block_size];
+  }
+
+  void check_reads(const Work& work) {
+    uint64_t wanted = 0;
+    for (int position = 0; position < work.item.first; ++position) {
+      wanted = digest(wanted, work.tokens[position]);
+      ASSERT_EQ(cell(work, position), wanted)
+          << "sequence " << work.item.id << " reads foreign content at " << position;
+    }
+  }
+
+  /// Computes an item's tokens from what memory has before them; returns the token that its last one brings forth.
+  TokenId write(const Work& work) {
+    uint64_t value = work.item.first > 0 ? cell(work, work.item.first - 1) : 0;
+    for (int i = 0; i < work.item.count; ++i) {
+      const int position = work.item.first + i;
+      value = digest(value, work.tokens[position]);
+      cell(work, position) = value;
+    }
+    const auto sampled = static_cast<TokenId>(value % setup_.vocabulary);
+    if (work.item.samples) sampled_last_[work.item.slot] = sampled;
+    return sampled;
+  }
+
+  const Setup& setup_;
+  std::vector<std::vector<uint64_t>> memory_;  // [block][position in block]
+  std::vector<TokenId> sampled_last_;          // by slot
+};
+
+}  // namespace inflight
