@@ -54,6 +54,16 @@ class Checkpoint:
         return sorted({tensor.file for tensor in self.tensors.values()})
 
 
+def implied(config: Mapping, definition: Definition, graph: Graph, dtype: str = "BF16") -> Checkpoint:
+    """The checkpoint that a freshly traced graph asks for: one file, which need not exist, in the folder "."."""
+    sources = _sources_by_name(graph, definition.checkpoint_names)
+    tensors = {}
+    for name, weight in graph.weights.items():
+        source = sources.get(name) or weight.sources[0]
+        tensors[source.tensor] = StoredTensor(_SINGLE_FILE, dtype, stored_shape(weight.shape, source))
+    return Checkpoint(Path(), config, {}, tensors)
+
+
 def weight_files(directory: Path) -> list[str]:
     """Names of the safetensors files: those of the index if there is one, else the single file."""
     if (directory / _INDEX_FILE).is_file():

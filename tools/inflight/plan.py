@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonschema
 
 from inflight import __version__
-from inflight.checkpoint import Checkpoint, bind, weight_files
+from inflight.checkpoint import Checkpoint, bind, implied, weight_files
 from inflight.errors import InflightError, PlanError
 from inflight.models import define as define_from_config
 from inflight.network import Definition, Facts, trace
@@ -57,16 +57,51 @@ def build(
     together. define: config -> Definition, for networks of one's own. warn: receives lines about unused tensors.
     """
     source, target = Path(checkpoint), Path(out_dir)
-    if (target / PLAN_FILE).exists() and not force:
-        raise PlanError(f"{target / PLAN_FILE} exists already; give --force to replace it")
+    _require_absent(target, force)
     opened = Checkpoint.open(source)
     definition = define(opened.config)
-    graph = run_passes(bind(trace(definition.network), definition, opened, warn))
-    target.mkdir(parents=True, exist_ok=True)
     directory = os.path.relpath(source.resolve(), target.resolve()) if relative else str(source.resolve())
-    write(document(graph, definition.facts, opened, directory), target)
+    _write_bound(trace(definition.network), definition, opened, directory, target, warn)
     _copy_files(source, target)
     return target
+
+
+def build_without_weights(
+    config: Mapping,
+    out_dir: Path | str,
+    *,
+    force: bool = False,
+    dtype: str = "BF16",
+    define: Callable[[Mapping], Definition] = define_from_config,
+) -> Path:
+    """Writes the plan of a config whose weights are nowhere: for an executor that draws random ones. Returns out_dir.
+
+    force and define: as for build. dtype: of the weights, as safetensors names it.
+    """
+    target = Path(out_dir)
+    _require_absent(target, force)
+    definition = define(config)
+    graph = trace(definition.network)
+    _write_bound(graph, definition, implied(config, definition, graph, dtype), ".", target)
+    return target
+
+
+def _require_absent(target: Path, force: bool):
+    if (target / PLAN_FILE).exists() and not force:
+        raise PlanError(f"{target / PLAN_FILE} exists already; give --force to replace it")
+
+
+def _write_bound(
+    graph: Graph,
+    definition: Definition,
+    checkpoint: Checkpoint,
+    directory: str,
+    target: Path,
+    warn: Callable[[str], None] = lambda text: None,
+):
+    bound = run_passes(bind(graph, definition, checkpoint, warn))
+    target.mkdir(parents=True, exist_ok=True)
+    write(document(bound, definition.facts, checkpoint, directory), target)
 
 
 def ensure(path: Path | str, cache_dir: Path | str | None = None) -> Path:

@@ -1,49 +1,41 @@
-"""What a benchmark measures: when each request was sent and when its tokens arrived."""
+"""What a run measures: when each request was sent and when its tokens came."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from inflight.bench.workload import Workload
 
 
 @dataclass(frozen=True)
-class Workload:
-    """`requests` prompts of `input_length` random tokens, `output_length` tokens each, `concurrency` at a time."""
-
-    vocabulary: int
-    input_length: int
-    output_length: int
-    requests: int
-    concurrency: int
-    seed: int = 0
-
-    def prompts(self) -> list[list[int]]:
-        generator = random.Random(self.seed)
-        return [
-            [generator.randrange(2, self.vocabulary) for _ in range(self.input_length)] for _ in range(self.requests)
-        ]
-
-
-@dataclass
 class Timeline:
-    """One request, in seconds of one clock. `arrivals`: (time, tokens) of each piece of the answer."""
+    """One request, in seconds of the steady clock. first_tokens: how many tokens its first piece held."""
 
     sent: float
-    arrivals: list[tuple[float, int]] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return sum(count for _, count in self.arrivals)
+    first: float
+    last: float
+    tokens: int
+    first_tokens: int = 1
 
     @property
     def first_token_s(self) -> float:
-        return self.arrivals[0][0] - self.sent
+        return self.first - self.sent
 
     @property
     def time_per_output_token_s(self) -> float | None:
         """Mean over the tokens behind the first piece; None when there are none."""
-        behind = self.tokens - self.arrivals[0][1]
-        return (self.arrivals[-1][0] - self.arrivals[0][0]) / behind if behind else None
+        behind = self.tokens - self.first_tokens
+        return (self.last - self.first) / behind if behind else None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """seconds: from the first request sent to the last answer complete. steps: of the executor, where it is known."""
+
+    timelines: list[Timeline]
+    seconds: float
+    steps: int | None = None
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -52,22 +44,35 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def summarize(workload: Workload, timelines: list[Timeline], seconds: float) -> dict[str, float]:
-    """Output tokens per second of the whole run, time to first token and time per output token in milliseconds."""
-    first = [timeline.first_token_s for timeline in timelines]
-    per_token = [value for timeline in timelines if (value := timeline.time_per_output_token_s) is not None]
-    tokens = sum(timeline.tokens for timeline in timelines)
-    summary = {
-        "isl": workload.input_length,
-        "osl": workload.output_length,
-        "n": workload.requests,
+def summarize(workload: Workload, measured: Measurement) -> dict[str, float | None]:
+    """Fields of a JSON line: throughput in tokens a second of the whole run, latencies in milliseconds.
+
+    isl, osl: mean lengths. ms_per_tok: the run's time over the output length, the time per token of a lone request.
+    """
+    requests = len(workload.lengths)
+    inputs, outputs = (sum(lengths) for lengths in zip(*workload.lengths, strict=True))
+    got, seconds = sum(timeline.tokens for timeline in measured.timelines), measured.seconds
+    per_token = (timeline.time_per_output_token_s for timeline in measured.timelines)
+    row = {
+        "isl": round(inputs / requests),
+        "osl": round(outputs / requests),
+        "n": requests,
         "concurrency": workload.concurrency,
         "s": round(seconds, 3),
-        "out_tok_s": round(tokens / seconds, 1),
+        "out_tok_s": round(got / seconds, 1),
+        "total_tok_s": round((got + inputs) / seconds, 1),
+        "ms_per_tok": round(1e3 * seconds / (outputs / requests), 3),
+        **_milliseconds("ttft_ms", (timeline.first_token_s for timeline in measured.timelines)),
+        **_milliseconds("tpot_ms", (value for value in per_token if value is not None)),
     }
-    for name, values in (("ttft_ms", first), ("tpot_ms", per_token)):
-        if values:
-            summary[f"{name}_mean"] = round(1e3 * sum(values) / len(values), 3)
-            summary[f"{name}_p50"] = round(1e3 * percentile(values, 0.5), 3)
-            summary[f"{name}_p99"] = round(1e3 * percentile(values, 0.99), 3)
-    return summary
+    if measured.steps:
+        row |= {"steps": measured.steps, "step_ms": round(1e3 * seconds / measured.steps, 3)}
+    return row
+
+
+def _milliseconds(name: str, seconds: Iterable[float]) -> dict[str, float]:
+    values = [1e3 * value for value in seconds]
+    if not values:
+        return {}
+    found = {"mean": sum(values) / len(values), "p50": percentile(values, 0.5), "p99": percentile(values, 0.99)}
+    return {f"{name}_{kind}": round(value, 3) for kind, value in found.items()}

@@ -1,24 +1,36 @@
-"""The executor in this process under load."""
+"""The executor in this process under load.
+
+Requests are not streamed: no Python runs between two tokens, so that at tens of thousands of tokens a second the
+measurement does not slow what it measures. The times of the first and last token are those of the engine's own clock,
+which is Python's perf_counter (the steady clock of the system).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
-from inflight.bench.measure import Timeline, Workload
+from inflight.bench.drive import drive
+from inflight.bench.measure import Measurement, Timeline
+from inflight.bench.workload import Workload
 from inflight.executor import Executor, Request
 
 
-def run(executor: Executor, workload: Workload) -> tuple[list[Timeline], float]:
-    """Timelines of all requests, and the seconds from the first submission to the last token."""
+def run(executor: Executor, workload: Workload, on_done: Callable[[], None] = lambda: None) -> Measurement:
+    """Greedy answers of the full output length: no token ends a request."""
+    prompts = workload.prompts(executor.model.vocabulary_size)
+    requests = [
+        Request(prompt, max_tokens=output, perf_metrics=True)
+        for prompt, (_, output) in zip(prompts, workload.lengths, strict=True)
+    ]
 
-    def ask(prompt: list[int]) -> Timeline:
-        timeline = Timeline(time.perf_counter())
-        for result in executor.submit(Request(prompt, max_tokens=workload.output_length, streaming=True)):
-            timeline.arrivals.append((time.perf_counter(), len(result.tokens)))
-        return timeline
+    async def ask(index: int, sent: float) -> Timeline:
+        (result,) = [result async for result in executor.submit(requests[index])]
+        first, last = result.perf.first_token_time_ns, result.perf.last_token_time_ns
+        return Timeline(sent, 1e-9 * first, 1e-9 * last, len(result.tokens))
 
-    start = time.perf_counter()
-    with ThreadPoolExecutor(workload.concurrency) as clients:
-        timelines = list(clients.map(ask, workload.prompts()))
-    return timelines, time.perf_counter() - start
+    steps, start = executor.stats()["steps"], time.perf_counter()
+    timelines = asyncio.run(drive(workload, ask, on_done))
+    seconds = time.perf_counter() - start
+    return Measurement(timelines, seconds, executor.stats()["steps"] - steps)

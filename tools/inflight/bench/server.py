@@ -1,90 +1,69 @@
-"""A running server under load, over gRPC streaming: the engine model (token ids) or a text model (ensemble, BLS)."""
+"""A running server under load, from several client processes at once: one alone cannot read what a GPU generates."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from threading import Barrier, BrokenBarrierError
 
-import numpy as np
-import tritonclient.grpc.aio as grpc
-
-from inflight.bench.measure import Timeline, Workload
+from inflight.bench import client
+from inflight.bench.measure import Measurement
+from inflight.bench.workload import Workload
 from inflight.errors import InflightError
-from inflight.tokenizer import Tokenizer
 
-ENGINE_MODEL = "tensorrt_llm"
+START_PATIENCE_S = 120.0
+_NOTHING = Workload(())
 
-
-def run(url: str, model: str, tokenizer: Tokenizer, workload: Workload) -> tuple[list[Timeline], float]:
-    """Timelines of all requests, and the seconds from the first request to the last token."""
-    return asyncio.run(_run(url, model, tokenizer, workload))
+_barrier: Barrier | None = None  # of all client processes; set in each as it starts
 
 
-async def _run(url: str, model: str, tokenizer: Tokenizer, workload: Workload) -> tuple[list[Timeline], float]:
-    prompts = iter(workload.prompts())
-    timelines: list[Timeline] = []
-
-    async def client() -> None:
-        async with grpc.InferenceServerClient(url) as connection:
-            for prompt in prompts:
-                timelines.append(
-                    await _ask(connection, model, _inputs(model, prompt, tokenizer, workload.output_length))
-                )
-
-    start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(workload.concurrency)))
-    return timelines, time.perf_counter() - start
+def default_processes() -> int:
+    """Half of the processors: the server wants the others."""
+    return max(1, min(16, len(os.sched_getaffinity(0)) // 2))
 
 
-async def _ask(connection: grpc.InferenceServerClient, model: str, inputs: list[grpc.InferInput]) -> Timeline:
-    timeline = Timeline(time.perf_counter())
-    outputs = [grpc.InferRequestedOutput("output_ids"), grpc.InferRequestedOutput("sequence_length")]
+class Clients:
+    """Client processes that live as long as the context: they start once, not once a run."""
 
-    async def one_request() -> AsyncIterator[dict]:
-        yield dict(
-            model_name=model,
-            inputs=inputs,
-            outputs=outputs if model == ENGINE_MODEL else None,
-            enable_empty_final_response=True,
-        )
+    def __init__(self, target: client.Target, processes: int):
+        context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+        self._target, self._processes = target, processes
+        barrier = context.Barrier(processes)
+        self._pool = ProcessPoolExecutor(processes, context, _set_barrier, (barrier,))
 
-    async for result, error in connection.stream_infer(one_request()):
-        if error is not None:
-            raise InflightError(f"model {model}: {error}")
-        count = _tokens_in(result, model)
-        if count:
-            timeline.arrivals.append((time.perf_counter(), count))
-        if result.get_response().parameters["triton_final_response"].bool_param:
-            break
-    return timeline
+    def __enter__(self) -> Clients:
+        return self
 
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
 
-def _tokens_in(result: grpc.InferResult, model: str) -> int:
-    """A text model's pieces do not say how many tokens they hold: one each, as the engine streams."""
-    if model != ENGINE_MODEL:
-        return int(result.as_numpy("text_output") is not None)
-    lengths = result.as_numpy("sequence_length")
-    return 0 if lengths is None else int(lengths.sum())
-
-
-def _inputs(model: str, prompt: list[int], tokenizer: Tokenizer, output_length: int) -> list[grpc.InferInput]:
-    if model == ENGINE_MODEL:
-        return [
-            _input("input_ids", np.array([prompt], np.int32), "INT32"),
-            _input("input_lengths", np.array([[len(prompt)]], np.int32), "INT32"),
-            _input("request_output_len", np.array([[output_length]], np.int32), "INT32"),
-            _input("streaming", np.array([[True]]), "BOOL"),
-        ]
-    return [
-        _input("text_input", np.array([[tokenizer.decode(prompt).encode()]], object), "BYTES"),
-        _input("max_tokens", np.array([[output_length]], np.int32), "INT32"),
-        _input("stream", np.array([[True]]), "BOOL"),
-        _input("ignore_eos", np.array([[True]]), "BOOL"),
-    ]
+    def run(self, workload: Workload) -> tuple[Measurement, float]:
+        """Also gives the largest share of time that one process's processor was busy. Raises InflightError."""
+        active = min(self._processes, workload.concurrency or len(workload.lengths), len(workload.lengths))
+        idle = [_NOTHING] * (self._processes - active)
+        parts = [workload.part(index, active) for index in range(active)] + idle
+        waiting = [self._pool.submit(_run_part, self._target, part) for part in parts]
+        try:
+            done = [future.result() for future in waiting]
+        except (BrokenProcessPool, BrokenBarrierError) as error:
+            reasons = (future.exception() for future in waiting if future.done())
+            reason = next((it for it in reasons if isinstance(it, InflightError)), None)
+            raise reason or InflightError(f"a client process ended: {error!r}") from error
+        timelines = [timeline for part in done for timeline in part.timelines]
+        sent, last = min(it.sent for it in timelines), max(it.last for it in timelines)
+        return Measurement(timelines, last - sent), max(part.busy for part in done)
 
 
-def _input(name: str, values: np.ndarray, dtype: str) -> grpc.InferInput:
-    tensor = grpc.InferInput(name, values.shape, dtype)
-    tensor.set_data_from_numpy(values)
-    return tensor
+def _set_barrier(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _run_part(target: client.Target, workload: Workload) -> client.Part:
+    try:
+        return client.run(target, workload, lambda: _barrier.wait(START_PATIENCE_S))
+    except InflightError:
+        _barrier.abort()
+        raise

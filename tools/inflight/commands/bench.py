@@ -1,88 +1,130 @@
-"""inflight bench ENGINE: output tokens/s and latencies of the executor, or of a running server with --url."""
+"""inflight bench MODEL: tokens/s, latencies and share of the machine's limit, of the executor or a running server."""
 
 import argparse
-import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from inflight import plan
-from inflight.bench.measure import Workload, summarize
-from inflight.tokenizer import Tokenizer
+from inflight.bench import loads, plot, report, shapes, target
+from inflight.bench.costs import costs_of
+from inflight.bench.limits import Machine, least_time, machine_of
+from inflight.bench.loads import Load
+from inflight.bench.measure import summarize
+from inflight.bench.workload import Workload
 
-COLUMNS = {
-    "isl": "in",
-    "osl": "out",
-    "n": "requests",
-    "concurrency": "at a time",
-    "out_tok_s": "output tok/s",
-    "ttft_ms_p50": "TTFT p50 ms",
-    "ttft_ms_p99": "TTFT p99 ms",
-    "tpot_ms_mean": "TPOT mean ms",
-    "tpot_ms_p99": "TPOT p99 ms",
-}
+BUSY_CLIENT = 0.8  # from here on the client may hold the server up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("engine", type=Path, help="engine folder or Hugging Face checkpoint")
-    parser.add_argument("--url", help="gRPC address of a running server, e.g. 127.0.0.1:8001; default: in this process")
-    parser.add_argument("--model", default="ensemble", help="with --url: the model to ask (default: %(default)s)")
-    parser.add_argument("--input-length", type=int, default=64, help="tokens (default: %(default)s)")
-    parser.add_argument("--output-length", type=int, default=128, help="tokens (default: %(default)s)")
-    parser.add_argument("--requests", type=int, help="default: 4 times the concurrency, at least 8")
-    parser.add_argument("--concurrency", default="1,32", help="requests at a time; a list runs one after the other")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the executor (default: all processors)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line a run")
+    names = ", ".join(shapes.SHAPES)
+    parser.add_argument(
+        "engine", metavar="MODEL", help=f"engine folder, checkpoint, or random weights by name: {names}"
+    )
+    _add_load(parser.add_argument_group("load"))
+    _add_executor(parser.add_argument_group("the executor in this process"))
+    _add_server(parser.add_argument_group("a running server"))
+    _add_results(parser.add_argument_group("results"))
+
+
+def _add_load(group: argparse._ArgumentGroup) -> None:
+    lengths = "tokens: 128, uniform:100-2000, normal:500,100 or a file with one length a line (default: %(default)s)"
+    group.add_argument("--cases", metavar="IN,OUT,N;...", help="such as '128,128,1024;2048,128,256', all N at once")
+    group.add_argument("--input-lengths", default="64", metavar="LENGTHS", help=lengths)
+    group.add_argument("--output-lengths", default="128", metavar="LENGTHS", help=lengths)
+    group.add_argument("--requests", type=int, metavar="N", help="default: 4 times the concurrency, 10 s of arrivals")
+    group.add_argument("--concurrency", type=int, metavar="N", help="at a time (without cases, rate or sweep: 1, 32)")
+    group.add_argument("--request-rate", type=float, metavar="R", help="arrivals a second, a Poisson process")
+    group.add_argument(
+        "--sweep", metavar="NAME=LIST", help="concurrency=1,2,4,...,256 or rate=1,2,3,...,10: a run each"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of lengths and arrivals (default: %(default)s)")
+
+
+def _add_executor(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    group.add_argument("--tensor-parallel", type=int, metavar="N")
+    group.add_argument("--threads", type=int, dest="num_threads", metavar="N", help="of the CPU engine")
+    group.add_argument("--max-batch-size", type=int, metavar="N", help="sequences in flight")
+    group.add_argument("--max-num-tokens", type=int, metavar="N", help="of a step")
+    group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any field of ExecutorConfig")
+
+
+def _add_server(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--url", help="gRPC address, e.g. 127.0.0.1:8001")
+    group.add_argument(
+        "--model", metavar="NAME", help="default: ensemble (text); without tokenizer tensorrt_llm (tokens)"
+    )
+    group.add_argument("--client-processes", type=int, metavar="N", help="default: half of the processors")
+
+
+def _add_results(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", metavar="FILE", help="append one JSON line a run; - is standard output")
+    group.add_argument("--plot", type=Path, metavar="FILE.svg", help="throughput against latency")
+    group.add_argument("--read-bandwidth", type=float, metavar="TB/s", help="of one device, measured")
+    group.add_argument("--matrix-rate", type=float, metavar="TFLOP/s", help="of one device, measured")
+    group.add_argument(
+        "--limits", type=Path, metavar="FILE", help="JSON lines with read_TBs and bf16_TF in their place"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    vocabulary = plan.read(plan.ensure(args.engine))["network"]["vocabulary_size"]
-    rows = []
-    console = Console(highlight=False)
-    with console.status("Measuring ..."), _load_generator(args) as measure:
-        measure(Workload(vocabulary, args.input_length, 16, 4, 2, seed=1))  # warm up
-        for concurrency in map(int, args.concurrency.split(",")):
-            requests = args.requests or max(8, 4 * concurrency)
-            workload = Workload(vocabulary, args.input_length, args.output_length, requests, concurrency)
-            rows.append(summarize(workload, *measure(workload)))
-    target = f"{args.model} at {args.url}, gRPC streaming" if args.url else "the executor in this process"
-    console.print(_table(f"{args.engine.name}: {target}", rows))
+    if args.plot:
+        plot.require_matplotlib()
+    asked, machine = _loads(args), machine_of(args.read_bandwidth, args.matrix_rate, args.limits)
+    with shapes.engine_folder(args.engine) as engine_dir:
+        document = plan.read(engine_dir)
+        with _target(args, engine_dir, document) as measured:
+            rows = _measure(args, measured, asked, document, machine)
+    console = Console(highlight=False, stderr=args.json == "-")
+    console.width = max(console.width, report.WIDTH)
+    console.print(report.table(f"{Path(args.engine).name}: {measured.description}", rows))
     if args.json:
-        with args.json.open("a") as file:
-            for row in rows:
-                file.write(json.dumps(dict(engine="inflight", model=args.engine.name, target=target) | row) + "\n")
+        report.write_json(rows, args.json)
+    if args.plot:
+        plot.draw(rows, args.plot)
     return 0
 
 
-class _load_generator:
-    """Context manager whose value runs a workload: the executor lives as long as it does."""
-
-    def __init__(self, args: argparse.Namespace):
-        self._args = args
-        self._executor = None
-
-    def __enter__(self):
-        if self._args.url:
-            from inflight.bench import server
-
-            tokenizer = Tokenizer.from_folder(self._args.engine)
-            return lambda workload: server.run(self._args.url, self._args.model, tokenizer, workload)
-        from inflight.bench import offline
-        from inflight.executor import Executor
-
-        self._executor = Executor(self._args.engine, num_threads=self._args.threads)
-        return lambda workload: offline.run(self._executor, workload)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._executor:
-            self._executor.close()
+def _loads(args: argparse.Namespace) -> list[Load]:
+    points = [dict(concurrency=args.concurrency, rate=args.request_rate)]
+    if args.sweep:
+        points = [points[0] | swept for swept in loads.parse_sweep(args.sweep)]
+    if args.cases:
+        return loads.vary(loads.parse_cases(args.cases), points)
+    if not (args.sweep or args.concurrency or args.request_rate):
+        points = [dict(concurrency=number) for number in loads.DEFAULT_CONCURRENCIES]
+    return [
+        Load(args.input_lengths, args.output_lengths, args.requests or loads.default_requests(**point), **point)
+        for point in points
+    ]
 
 
-def _table(title: str, rows: list[dict[str, float]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*(f"{row[key]:,}" if key in row else "-" for key in COLUMNS))
-    return table
+def _target(args: argparse.Namespace, engine_dir: Path, document: dict) -> AbstractContextManager[target.Target]:
+    if args.url:
+        return target.server(args, engine_dir, document["network"]["vocabulary_size"])
+    return target.executor(args, engine_dir)
+
+
+def _measure(
+    args: argparse.Namespace, measured: target.Target, asked: list[Load], document: dict, machine: Machine
+) -> list[report.Row]:
+    """A JSON row for each load."""
+    console, costs = Console(stderr=True, highlight=False), costs_of(document)
+    tensor_parallel = args.tensor_parallel or 1
+    common = dict(engine=measured.engine, model=Path(args.engine).name, quant=None, kv="auto", tp=tensor_parallel)
+    positions = document["network"]["max_positions"]
+    measured.measure(Workload(((min(128, positions // 2), min(16, positions // 2)),) * 32), lambda: None)  # warm-up
+    rows = []
+    for load in asked:
+        workload = load.draw(args.seed)
+        with report.progress(console, load.title, load.requests) as on_done:
+            found, further = measured.measure(workload, on_done)
+        row = common | summarize(workload, found) | dict(rate=load.rate, lengths=load.lengths) | further
+        least = least_time(costs, machine.times(tensor_parallel), workload, measured.bounds)
+        rows.append(row | (least.share(found.seconds) if least else {}))
+        console.print(f"{load.title}: {row['out_tok_s']:,} output tok/s, {row['s']} s", soft_wrap=True)
+        if row.get("client_busy", 0) > BUSY_CLIENT:
+            console.print(f"a client process was busy {row['client_busy']:.0%} of the time: give more of them")
+    return rows

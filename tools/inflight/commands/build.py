@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from inflight import plan
+from inflight.bench import shapes
 from inflight.errors import NetworkError
 from inflight.models import define as define_from_config
 from inflight.network import Definition
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face checkpoint folder (safetensors)")
+    names = ", ".join(shapes.SHAPES)
+    checkpoint = f"Hugging Face checkpoint folder (safetensors), or a model without weights by name: {names}"
+    parser.add_argument("checkpoint", type=Path, help=checkpoint)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="engine folder to write")
     parser.add_argument("--force", action="store_true", help="replace an existing plan")
     parser.add_argument("--relative", action="store_true", help="name the checkpoint's folder relative to DIR")
@@ -23,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
-    define = load_definition(args.network) if args.network else define_from_config
-    plan.build(args.checkpoint, args.output, force=args.force, relative=args.relative, define=define)
+    if shapes.is_name(str(args.checkpoint)):
+        shapes.build(str(args.checkpoint), args.output, force=args.force)
+    else:
+        define = load_definition(args.network) if args.network else define_from_config
+        plan.build(args.checkpoint, args.output, force=args.force, relative=args.relative, define=define)
     network = plan.read(args.output)["network"]
     print(
         f"{args.output / plan.PLAN_FILE}: {network['family']}, {network['num_layers']} layers, "
