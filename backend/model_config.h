@@ -13,7 +13,7 @@ struct ModelConfig {
   uint64_t version = 0;
   int max_batch_size = 0;  // 0: tensors have no batch dimension
   bool decoupled = false;
-  int max_queue_size = 0;  // of the default queue policy of dynamic batching; 0 = unlimited
+  int max_queue_size = 0;  // of dynamic batching's default queue policy, where a configuration has one; 0 = unlimited
   std::map<std::string, DataType, std::less<>> inputs;
   std::map<std::string, DataType, std::less<>> outputs;
   std::map<std::string, std::string, std::less<>> parameters;  // string values

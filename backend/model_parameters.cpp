@@ -86,6 +86,8 @@ const ParameterRow kRows[] = {
     {"num_threads", [](const ParameterValue& v, ModelParameters& p) { p.executor.num_threads = v.small_integer(0); }},
     {"max_batch_size",
      [](const ParameterValue& v, ModelParameters& p) { p.executor.max_batch_size = v.small_integer(1); }},
+    {"max_queue_size",
+     [](const ParameterValue& v, ModelParameters& p) { p.executor.max_queue_size = v.small_integer(0); }},
     {"max_num_tokens",
      [](const ParameterValue& v, ModelParameters& p) { p.executor.max_num_tokens = v.small_integer(1); }},
     {"max_sequence_length",
@@ -138,6 +140,7 @@ constexpr std::string_view kIgnored[] = {
     "lora_cache_host_memory_bytes",
     "lora_cache_max_adapter_size",
     "lora_cache_optimal_adapter_size",
+    "max_queue_delay_microseconds",
     "multi_block_mode",
     "normalize_log_probs",
     "recv_poll_period_ms",
@@ -184,6 +187,7 @@ void check_required(const ModelConfig& config) {
 ModelParameters parse_parameters(const ModelConfig& config) {
   check_required(config);
   ModelParameters parameters;
+  parameters.executor.max_queue_size = config.max_queue_size;
   std::string unfilled;
   for (const auto& [key, text] : config.parameters) {
     const ParameterValue value(key, text);
@@ -195,7 +199,6 @@ ModelParameters parse_parameters(const ModelConfig& config) {
   }
   if (!unfilled.empty())
     log(LogLevel::kWarn, config.name + ": parameters left unfilled, their defaults are used: " + unfilled);
-  parameters.executor.max_queue_size = config.max_queue_size;
   return parameters;
 }
 

@@ -168,8 +168,9 @@ TEST_F(EngineTest, WhereThereIsNoGpuAutoIsTheCpuAndCudaIsRefused) {
     GTEST_SKIP() << "there is a GPU";
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("CUDA"), std::string::npos) << e.what();
-    if (std::string(e.what()).find("there are 0") == std::string::npos)
+    if (std::string(e.what()).find("there are 0") == std::string::npos) {
       EXPECT_EQ(static_cast<int>(e.code()), static_cast<int>(ErrorCode::kUnsupported)) << e.what();
+    }
   }
   config.device = "auto";
   const Engine engine(folder.path(), config);

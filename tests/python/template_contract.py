@@ -221,7 +221,7 @@ OUTPUT STRING [-1]
     ),
 }
 
-# key, or key=template variable where they differ; FORCE_CPU_ONLY_INPUT_TENSORS is filled.
+# key, or key=template variable where they differ; FORCE_CPU_ONLY_INPUT_TENSORS and the limits of the queue are filled.
 PARAMETERS = {
     "preprocessing": """
 add_special_tokens
@@ -275,6 +275,8 @@ max_attention_window_size
 max_batch_size
 max_beam_width
 max_num_tokens
+max_queue_delay_microseconds=0
+max_queue_size=0
 max_sequence_length plan_ahead batch_invariant random_weights
 max_tokens_in_paged_kv_cache
 medusa_choices

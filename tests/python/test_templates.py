@@ -93,8 +93,8 @@ def test_parameters(configs, model):
     found = {key: value.string_value for key, value in configs[model].parameters.items()}
     expected = {}
     for word in PARAMETERS[model].split():
-        key, equals, variable = word.partition("=")
-        expected[key] = variable if equals and variable == "no" else f"${{{variable or key}}}"
+        key, _, variable = word.partition("=")
+        expected[key] = variable if variable in ("no", "0") else f"${{{variable or key}}}"
     assert found == expected
 
 
@@ -107,11 +107,7 @@ def test_each_parameter_is_declared_once(texts):
 def test_batching(configs):
     for model in MODELS:
         assert configs[model].max_batch_size == 8
-    for model in ("preprocessing", "tensorrt_llm"):
-        batching = configs[model].dynamic_batching
-        assert list(batching.preferred_batch_size) == [8]
-        assert (batching.max_queue_delay_microseconds, batching.default_queue_policy.max_queue_size) == (0, 0)
-    assert not configs["postprocessing"].HasField("dynamic_batching")  # keeps cancelled requests for ever
+        assert not configs[model].HasField("dynamic_batching")  # server 2.51 crashes with it under load
     for model in ("tensorrt_llm", "tensorrt_llm_bls"):
         assert configs[model].model_transaction_policy.decoupled
     for model in set(MODELS) - {"ensemble"}:

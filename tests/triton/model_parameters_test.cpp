@@ -51,6 +51,12 @@ TEST(ModelParameters, Values) {
   EXPECT_EQ(found.executor.max_queue_size, 5);
 }
 
+TEST(ModelParameters, QueueSizeOfTheParameterComesFirst) {
+  EXPECT_EQ(parsed({{"max_queue_size", "3"}}).executor.max_queue_size, 3);
+  EXPECT_EQ(parsed({{"max_queue_size", "0"}}).executor.max_queue_size, 0);
+  EXPECT_THROW(parsed({{"max_queue_size", "-1"}}), Error);
+}
+
 TEST(ModelParameters, UnfilledAndEmptyKeepTheDefault) {
   logged_messages().clear();
   const ModelParameters found = parsed({{"max_batch_size", "${max_batch_size}"},

@@ -229,6 +229,10 @@ class Served:
     def server_memory(self) -> int:
         return self.memory_of_processes()[self.server.pid]
 
+    def server_address_space(self) -> int:
+        """Bytes that the server has mapped, touched or not."""
+        return os.sysconf("SC_PAGE_SIZE") * int(Path(f"/proc/{self.server.pid}/statm").read_text().split()[0])
+
     @staticmethod
     def _http(request: urllib.request.Request) -> HttpAnswer:
         try:
