@@ -54,7 +54,7 @@ test: build $(VENV)/test.stamp ## all tests, with one summary
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-gpu: build $(VENV)/test.stamp ## the tests that need a GPU; elsewhere they say that they are skipped
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/python/test_cpp.py -k cuda_tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/python/test_cpp.py tests/python/test_executor_gpu.py -k "cuda_tests or executor_gpu"
 
 lint: $(VENV)/server.stamp ## formatting and static checks
 	@$(BIN)/pip install -q --disable-pip-version-check $$($(BIN)/python ci/requirements.py dev | grep -E '^(ruff|clang-format)')

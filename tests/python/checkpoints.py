@@ -16,7 +16,9 @@ LLAMA3_ROPE = {
 }
 
 
-def make_llama(directory: Path, dtype: torch.dtype = torch.float32, shards: str = "5GB", **changes) -> Path:
+def make_llama(
+    directory: Path, dtype: torch.dtype = torch.float32, shards: str = "5GB", scale: float = 0.2, **changes
+) -> Path:
     config = dict(
         vocab_size=101,
         hidden_size=32,
@@ -27,21 +29,24 @@ def make_llama(directory: Path, dtype: torch.dtype = torch.float32, shards: str 
         max_position_embeddings=128,
         eos_token_id=2,
     )
-    return _save(LlamaForCausalLM(LlamaConfig(**(config | changes))), directory, dtype, shards)
+    return _save(LlamaForCausalLM(LlamaConfig(**(config | changes))), directory, dtype, shards, scale)
 
 
-def make_gpt2(directory: Path, dtype: torch.dtype = torch.float32, shards: str = "5GB", **changes) -> Path:
+def make_gpt2(
+    directory: Path, dtype: torch.dtype = torch.float32, shards: str = "5GB", scale: float = 0.2, **changes
+) -> Path:
     config = dict(vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=64, eos_token_id=5, bos_token_id=5)
-    return _save(GPT2LMHeadModel(GPT2Config(**(config | changes))), directory, dtype, shards)
+    return _save(GPT2LMHeadModel(GPT2Config(**(config | changes))), directory, dtype, shards, scale)
 
 
-def _save(model: torch.nn.Module, directory: Path, dtype: torch.dtype, shards: str) -> Path:
-    """Every parameter gets random values: the default norms of ones and biases of zeros would hide mix-ups."""
+def _save(model: torch.nn.Module, directory: Path, dtype: torch.dtype, shards: str, scale: float) -> Path:
+    """Every parameter gets random values, matrices with deviation `scale`: the default norms of ones and biases of
+    zeros would hide mix-ups."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.2 if parameter.dim() > 1 else parameter + noise * 0.3)
+            parameter.copy_(noise * scale if parameter.dim() > 1 else parameter + noise * 0.3)
     model.to(dtype).save_pretrained(directory, max_shard_size=shards)
     return directory
 
