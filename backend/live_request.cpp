@@ -99,6 +99,7 @@ void LiveRequest::deliver(size_t row, Result&& result) {
   const std::lock_guard lock(mutex_);
   if (finished_) return;
   statistics_.observe(result);
+  latencies_.observe(row, result, instance_.model().metrics().serving());
   if (result.sequence_final && !result.failed) instance_.model().metrics().observe_lengths(result);
   const bool is_last = result.request_final && open_rows_ == 1;
   if (result.failed) {

@@ -9,6 +9,7 @@
 #include "backend/outputs.h"
 #include "backend/request_parser.h"
 #include "backend/request_statistics.h"
+#include "backend/serving_metrics.h"
 #include "backend/triton.h"
 #include "inflight_batcher/api/executor.h"
 
@@ -69,6 +70,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   bool stopped_ = false;
   bool finished_ = false;
   RequestStatistics statistics_;
+  LatencyObserver latencies_;
 };
 
 }  // namespace inflight::backend

@@ -56,6 +56,7 @@ void Metrics::create_families(const std::string& model, uint64_t version) {
     samples.push_back(families_.back().add(with_category(labels, row.label, row.category)));
   }
   samples_ = std::move(samples);
+  serving_.create(labels);
   create_histograms(labels);
 }
 
@@ -71,7 +72,7 @@ void Metrics::create_histograms(const std::vector<Label>& labels) {
 void Metrics::add(const Executor& executor) {
   {
     const std::lock_guard lock(mutex_);
-    executors_.push_back(&executor);
+    sources_.push_back({&executor, {}});
   }
   wake();
 }
@@ -79,7 +80,11 @@ void Metrics::add(const Executor& executor) {
 void Metrics::remove(const Executor& executor) {
   {
     const std::lock_guard lock(mutex_);
-    std::erase(executors_, &executor);
+    const auto source =
+        std::find_if(sources_.begin(), sources_.end(), [&](auto& it) { return it.executor == &executor; });
+    if (source == sources_.end()) return;
+    count(*source, executor.stats());
+    sources_.erase(source);
   }
   wake();
 }
@@ -105,12 +110,21 @@ void Metrics::report() {
   }
 }
 
+void Metrics::count(Source& source, const ExecutorStats& now) {
+  serving_.count(source.counted, now);
+  source.counted = now;
+}
+
 /// Shows the present numbers. False when nothing has changed and nobody is at work.
 bool Metrics::refresh() {
-  if (executors_.empty()) return false;
+  if (sources_.empty()) return false;
   std::vector<ExecutorStats> parts;
-  for (const Executor* executor : executors_) parts.push_back(executor->stats());
+  for (Source& source : sources_) {
+    parts.push_back(source.executor->stats());
+    count(source, parts.back());
+  }
   const ExecutorStats stats = sum(parts);
+  serving_.show(stats);
   std::vector<double> values = stats_values(stats);
   const bool changed = values != shown_;
   for (size_t i = 0; changed && i < samples_.size(); ++i) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/metric.h"
+#include "backend/serving_metrics.h"
 #include "inflight_batcher/api/executor.h"
 
 namespace inflight::backend {
@@ -36,21 +37,31 @@ class Metrics {
   /// Counts the lengths of a finished sequence.
   void observe_lengths(const Result& result);
 
+  /// For the latencies of results; thread-safe.
+  ServingMetrics& serving() { return serving_; }
+
  private:
+  struct Source {
+    const Executor* executor;
+    ExecutorStats counted;  // what the counters already hold of it
+  };
+
   void create_families(const std::string& model, uint64_t version);
   void create_histograms(const std::vector<Label>& labels);
   void report();
   bool refresh();
+  void count(Source& source, const ExecutorStats& now);
 
   const std::chrono::milliseconds period_;
   std::vector<MetricFamily> families_;
   std::vector<TRITONSERVER_Metric*> samples_;  // one for each row of the table; empty where the server has none
   TRITONSERVER_Metric* input_lengths_ = nullptr;
   TRITONSERVER_Metric* output_lengths_ = nullptr;
+  ServingMetrics serving_;
 
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
-  std::vector<const Executor*> executors_;
+  std::vector<Source> sources_;
   std::vector<double> shown_;
   bool awake_ = false;
   bool closing_ = false;

@@ -99,6 +99,7 @@ void add(ExecutorStats& total, const ExecutorStats& part) {
   total.steps += part.steps;
   total.timestamp_us = std::max(total.timestamp_us, part.timestamp_us);
   total.active_requests += part.active_requests;
+  total.waiting_requests += part.waiting_requests;
   total.max_requests += part.max_requests;
   total.scheduled_requests += part.scheduled_requests;
   total.context_requests += part.context_requests;
@@ -111,6 +112,8 @@ void add(ExecutorStats& total, const ExecutorStats& part) {
   total.kv_blocks_free += part.kv_blocks_free;
   total.kv_tokens_per_block = part.kv_tokens_per_block;
   total.kv_blocks_reused += part.kv_blocks_reused;
+  total.tokens_prefilled += part.tokens_prefilled;
+  total.tokens_reused += part.tokens_reused;
   total.memory_cpu_bytes += part.memory_cpu_bytes;
   total.memory_gpu_bytes += part.memory_gpu_bytes;
   total.memory_pinned_bytes += part.memory_pinned_bytes;

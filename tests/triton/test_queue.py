@@ -1,6 +1,7 @@
 """Several models and instances in one server, under the other backend name, with short queues and 16-bit logits."""
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -105,6 +106,16 @@ def test_code_of_a_full_queue(limited, greedy):
 def test_gauges_of_instances_add_up(limited):
     assert limited.sample('"max"', "nv_trt_llm_request_metrics") == 1
     assert limited.sample('"max"', "nv_trt_llm_request_metrics", model=SECOND) == 2
+
+
+def test_counters_of_instances_add_up(limited, greedy):
+    """Whichever instance a request went to."""
+    before = limited.sample("inflight_generated_tokens_total", model=SECOND)
+    for _ in range(4):
+        limited.infer(SECOND, input_ids=[5, 6, 7], input_lengths=3, request_output_len=10)
+    end = time.monotonic() + 10
+    while (found := limited.sample("inflight_generated_tokens_total", model=SECOND)) != before + 40:
+        assert time.monotonic() < end, found - before
 
 
 def test_half_precision_logits(limited, executor):
