@@ -1,3 +1,5 @@
+#include <malloc.h>
+
 #include "backend/model.h"
 #include "backend/model_instance.h"
 #include "backend/request_releaser.h"
@@ -61,7 +63,10 @@ INFLIGHT_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_
 }
 
 INFLIGHT_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* model) {
-  return guarded([&] { delete state_of(model); });
+  return guarded([&] {
+    delete state_of(model);
+    malloc_trim(0);  // the allocator would keep it for the next model; it is the machine's
+  });
 }
 
 INFLIGHT_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* instance) {

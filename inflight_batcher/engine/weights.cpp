@@ -68,10 +68,10 @@ WeightPart WeightStore::locate(const std::string& weight, const PlanWeight& reci
 }
 
 TensorView WeightStore::assemble(const Layout& layout) {
-  owned_.push_back(std::make_unique_for_overwrite<std::byte[]>(layout.shape.bytes()));
+  owned_.push_back(std::make_unique<HostMemory>(layout.shape.bytes()));
   TensorView view = layout.shape;
-  view.data = owned_.back().get();
-  std::byte* out = owned_.back().get();
+  view.data = owned_.back()->data();
+  std::byte* out = owned_.back()->data();
   for (const WeightPart& part : layout.parts) {
     const size_t bytes = static_cast<size_t>(part.rows() * part.columns()) * size_of(part.dtype);
     copy_rows(part, 0, part.rows(), part.dtype, out);

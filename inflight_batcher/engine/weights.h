@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "inflight_batcher/engine/host_memory.h"
 #include "inflight_batcher/engine/plan.h"
 #include "inflight_batcher/engine/weight_parts.h"
 #include "inflight_batcher/engine/weight_source.h"
@@ -45,7 +46,7 @@ class WeightStore final : public WeightSource {
   size_t bytes_ = 0;
   std::map<std::string, std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, TensorView> loaded_;
-  std::vector<std::unique_ptr<std::byte[]>> owned_;
+  std::vector<std::unique_ptr<HostMemory>> owned_;  // not the allocator's, which keeps what is freed
   std::vector<std::vector<float>> constants_;
 };
 

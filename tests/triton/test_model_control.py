@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from served import PROMPT
+from served import PATIENCE_S, PROMPT
 
 ENGINE = "tensorrt_llm"
+MODEL_BYTES = 14 << 20  # weights of python-7m
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,38 @@ def test_memory_comes_back_after_unload(loaded, config):
         resident.append(loaded.server_memory())
         assert loaded.server_address_space() < mapped - pool * 0.9
     assert resident[-1] - resident[0] < 8 << 20
+
+
+def settled_memory(managed, limit):
+    """Resident bytes once they are below `limit`: the server finalizes a model after it has answered the request."""
+    end = time.monotonic() + PATIENCE_S
+    while (found := managed.server_memory()) >= limit:
+        assert time.monotonic() < end, f"{found} resident bytes, wanted less than {limit}"
+        time.sleep(0.01)
+    return found
+
+
+def test_weights_come_back_after_unload(loaded, config):
+    sizes = []
+    for _ in range(6):
+        assert load(loaded, config=config).status == 200
+        loaded.ask_tokens([5, 6, 7], 20)
+        with_model = loaded.server_memory()
+        assert unload(loaded).status == 200
+        sizes.append(settled_memory(loaded, with_model - MODEL_BYTES // 2))
+    assert max(sizes[2:]) - sizes[1] < MODEL_BYTES // 2, sizes
+
+
+def test_memory_stays_flat_over_reloads(loaded, config):
+    """A reload has the old and the new model at once for a moment; refused ones in between leave nothing behind."""
+    sizes = []
+    for size in range(2, 10):
+        assert load(loaded, config=changed(config, max_batch_size=str(size))).status == 200
+        assert load(loaded, config=changed(config, kv_cache_block_size="33")).status == 400
+        loaded.ask_tokens([5, 6, 7], 20)
+        limit = max(sizes) + MODEL_BYTES // 2 if len(sizes) > 2 else 1 << 40
+        sizes.append(settled_memory(loaded, limit))
+    assert loaded.sample('"max"', "request_metrics") == 9
 
 
 def test_whole_chain_loaded_on_demand(loaded, greedy_text):

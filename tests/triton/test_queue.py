@@ -1,17 +1,19 @@
 """Several models and instances in one server, under the other backend name, with short queues and 16-bit logits."""
 
+import queue
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tritonclient.utils import InferenceServerException
+import tritonclient.grpc as grpc
 
-from served import PROMPT
+from served import PATIENCE_S, PROMPT, tensor
 
 SECOND = "second"  # not decoupled, so that refusals have codes; two instances
 LONG = 600
+ENDLESS = 1000  # is cancelled
+MOST_SENT = 500  # a request takes LONG steps, sending it a moment: the places fill long before
 
 
 def add_second_model(repository):
@@ -52,7 +54,7 @@ def limited(module_server, greedy_text):
 
 
 def test_full_queue(limited, greedy, prompts):
-    running = limited.stream_tokens(prompts[0], LONG, streaming=True)
+    running = limited.stream_tokens(prompts[0], ENDLESS, streaming=True)
     running.next()
     waiting = [limited.stream_tokens(prompt, 2) for prompt in prompts[1:3]]
     while limited.sample('"active"') < 3:
@@ -69,7 +71,7 @@ def test_full_queue(limited, greedy, prompts):
 
 def test_full_queue_of_the_ensemble(limited):
     """/generate has one code for all errors; the text tells."""
-    streams = [limited.stream_tokens([5, 6, 7], LONG, streaming=True) for _ in range(3)]
+    streams = [limited.stream_tokens([5, 6, 7], ENDLESS, streaming=True) for _ in range(3)]
     streams[0].next()
     while limited.sample('"active"') < 3:
         pass
@@ -82,25 +84,28 @@ def test_full_queue_of_the_ensemble(limited):
 
 
 def test_code_of_a_full_queue(limited, greedy):
-    """40 requests for two instances with one place and two waiting places each: the others are refused at once."""
+    """Long requests come in until two instances with one place and two waiting places each have no room."""
+    answers = queue.SimpleQueue()
+    inputs = {"input_ids": [5, 6, 7], "input_lengths": 3, "request_output_len": LONG}
+    tensors = [tensor(name, value) for name, value in inputs.items()]
+    refused, served, sent = [], [], 0
 
-    def ask(_):
-        try:
-            return limited.infer(SECOND, input_ids=[5, 6, 7], input_lengths=3, request_output_len=LONG)
-        except InferenceServerException as error:
-            return error
+    def take(result, error):
+        (refused if error else served).append(error or result.as_numpy("output_ids").flatten().tolist())
+        answers.put(None)
 
-    with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(ask, range(40)))
-    errors = [answer for answer in answers if isinstance(answer, Exception)]
-    assert 0 < len(errors) < 40
-    for error in errors:
+    with grpc.InferenceServerClient(limited.server.grpc_url) as client:
+        while not refused and sent < MOST_SENT:
+            client.async_infer(SECOND, tensors, take)
+            sent += 1
+        for _ in range(sent):
+            answers.get(timeout=PATIENCE_S)
+    assert len(served) >= 3  # of the instance that refused
+    assert refused
+    for error in refused:
         assert error.status() == "StatusCode.UNAVAILABLE"
         assert "Maximum queue size of 2" in error.message()
-    expected = greedy([5, 6, 7], LONG)
-    for answer in answers:
-        if not isinstance(answer, Exception):
-            assert answer["output_ids"].flatten().tolist() == expected
+    assert set(map(tuple, served)) == {tuple(greedy([5, 6, 7], LONG))}
 
 
 def test_gauges_of_instances_add_up(limited):
