@@ -140,6 +140,13 @@ lora_config INT32 [-1,3] O
 guided_decoding_guide_type STRING [1] O
 guided_decoding_guide STRING [1] O
 no_repeat_ngram_size INT32 [1] O
+early_stopping INT32 [1] O
+beam_search_diversity_rate FP32 [1] O
+top_p_min FP32 [1] O
+top_p_decay FP32 [1] O
+top_p_reset_ids INT32 [1] O
+prompt_ignore_length INT32 [1] O
+priority FP32 [1] O
 min_p FP32 [1] O
 ignore_eos BOOL [1] O
 """

@@ -34,6 +34,9 @@ ENGINE_INPUTS = {
     "top_k": "runtime_top_k",
     "top_p": "runtime_top_p",
     "length_penalty": "len_penalty",
+    "top_p_min": "runtime_top_p_min",
+    "top_p_decay": "runtime_top_p_decay",
+    "top_p_reset_ids": "runtime_top_p_reset_ids",
     "stream": "streaming",
     **{
         name: name
@@ -63,6 +66,10 @@ ENGINE_INPUTS = {
             "guided_decoding_guide_type",
             "guided_decoding_guide",
             "no_repeat_ngram_size",
+            "early_stopping",
+            "beam_search_diversity_rate",
+            "prompt_ignore_length",
+            "priority",
             "min_p",
             "ignore_eos",
         )
