@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "backend/input_tensor.h"
+#include "backend/retention_tensors.h"
 #include "inflight_batcher/api/request.h"
 
 namespace inflight::backend {
@@ -17,6 +18,7 @@ struct RowRequest {
   std::optional<int> input_length;
   std::optional<int> max_tokens;
   std::optional<uint64_t> seed;
+  RetentionTensors retention;
   bool ignore_eos = false;
   bool perf_metrics = false;
   bool num_input_tokens = false;

@@ -75,6 +75,7 @@ void complete_row(RowRequest& row, const ModelConfig& config, const ModelParamet
   store_prompt(row);
   check(row.max_tokens.has_value(), ErrorCode::kInvalidArgument, "request_output_len is not present in the request");
   row.request.max_tokens = *row.max_tokens;
+  row.request.retention = retention_of(row.retention);
   row.request.sampling.seed = row.seed ? *row.seed : default_seed(parameters);
   if (row.ignore_eos) row.request.end_id.reset();
 }

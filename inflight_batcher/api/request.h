@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "inflight_batcher/api/retention.h"
+
 namespace inflight {
 
 using RequestId = uint64_t;
@@ -50,6 +52,7 @@ struct Request {
   std::vector<std::vector<TokenId>> stop_words;  // the matching token sequence is part of the output
   std::vector<std::vector<TokenId>> bad_words;   // token sequences never generated
   std::vector<float> embedding_bias;             // [vocabulary] added to the logits, or empty
+  RetentionConfig retention;                     // of its KV blocks
   float priority = 0.5f;                         // 0..1, higher first; equal: first come, first served
   std::chrono::microseconds timeout{0};          // from submission; 0 = none. What is there then is the answer
 };

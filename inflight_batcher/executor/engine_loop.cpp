@@ -85,8 +85,8 @@ void Executor::Impl::admit(std::shared_ptr<RequestState> request) {
 void Executor::Impl::add_to_scheduler(const SequencePtr& sequence) {
   const Request& request = sequence->request->request;
   const bool reuse = !request.output.context_logits && request.output.additional_outputs.empty();
-  scheduler_.add(
-      {sequence->id, request.input_ids, sequence->prompt_length() + request.max_tokens, request.priority, reuse});
+  scheduler_.add({sequence->id, request.input_ids, sequence->prompt_length() + request.max_tokens, request.priority,
+                  reuse, sequence->request->kv_policy});
 }
 
 void Executor::Impl::release_siblings(const SequencePtr& first) {
@@ -133,6 +133,7 @@ std::unique_ptr<StepInFlight> Executor::Impl::take_spare_step() {
 // Plans and submits one step; false when there is nothing to do beside what is under way.
 bool Executor::Impl::feed_engine() {
   std::unique_ptr<StepInFlight> flight = take_spare_step();
+  kv_cache_.set_time(steady_ns() / 1'000'000);
   scheduler_.plan_into(flight->plan);
   counters_.preemptions += static_cast<int64_t>(flight->plan.paused.size());
   if (flight->plan.items.empty()) {

@@ -1,6 +1,7 @@
 #include "inflight_batcher/api/executor.h"
 
 #include "inflight_batcher/executor/executor_impl.h"
+#include "inflight_batcher/executor/kv_requests.h"
 #include "inflight_batcher/executor/request_checks.h"
 
 namespace inflight {
@@ -85,6 +86,7 @@ RequestId Executor::Impl::submit(Request request, Callback callback) {
   state->sequences_left = state->request.sampling.num_return_sequences;
   if (state->request.timeout.count() > 0) state->deadline = std::chrono::steady_clock::now() + state->request.timeout;
   resolve_words(*state, engine_.plan());
+  state->kv_policy = kv_policy_of(state->request);
   {
     std::lock_guard lock(mutex_);
     check_queue_space();

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "inflight_batcher/executor/kv_requests.h"
+
 namespace inflight {
 
 namespace {
@@ -84,6 +86,7 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan, i
   check_range("priority", request.priority, 0.0, 1.0);
   require(request.timeout.count() >= 0, "timeout is ", request.timeout.count(), " microseconds, wanted at least 0");
   require(request.output.prefix_tokens >= 0, "prefix_tokens is ", request.output.prefix_tokens, ", wanted at least 0");
+  check_retention(request.retention);
   check_sampling(request.sampling);
   check_outputs(request, model, plan);
   check_logits_bytes(request, model, max_logits_bytes);

@@ -26,6 +26,8 @@ struct RequestState {
   int sequences_left = 0;
   bool cancelled = false;
 
+  KvCacheManager::PolicyPtr kv_policy;  // null: all by default
+
   std::vector<TokenId> end_ids;  // any of them ends a sequence
 
   // Word lists laid out as the sampler reads them.

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "inflight_batcher/kv_cache/index_list.h"
+#include "inflight_batcher/api/retention.h"
+#include "inflight_batcher/kv_cache/index_heap.h"
 #include "inflight_batcher/kv_cache/prefix_tree.h"
 
 namespace inflight {
@@ -13,26 +15,31 @@ namespace inflight {
 ///
 /// A tree node has one block that carries its content, or several when running sequences computed the same content
 /// side by side: its copies. Each sequence keeps its own, so tables never change, and all hang their next blocks under
-/// the one node. A copy that nobody holds any more is freed at once if another remains; so a node without holder has
-/// exactly one block, and that block is evictable.
+/// the one node. A copy that nobody holds any more is freed at once if another remains; so a node without holder (a
+/// cached one) has exactly one block, and that block can be had.
 ///
-/// Whoever holds a block holds a copy of every block before it, and lets go of the last block first. Hence in the order
-/// of release a node always comes after all its descendants: the least recently released block is a leaf, and plain
-/// list order is exact LRU order of leaves.
+/// Whoever holds a block holds a copy of every block before it. So what follows a cached node in the tree is cached
+/// too, and evicting leaves one after the other gets at every cached block. Among the cached leaves the lowest priority
+/// gives way first, and in it the least recently released: whoever lets go of blocks lets go of the last one first, so
+/// with equal priorities that is the least recently released of all.
 class BlockCache {
  public:
   using Node = PrefixTree::Node;
 
   BlockCache(int num_blocks, int block_size);
 
-  /// Blocks that allocate() can give: free ones and evictable ones.
-  int available() const { return static_cast<int>(free_.size()) + lru_.size(); }
-  int cached() const { return lru_.size(); }
+  /// Blocks that allocate() can give: free ones and cached ones.
+  int available() const { return static_cast<int>(free_.size()) + cached_; }
+  int cached() const { return cached_; }
   int64_t evicted() const { return evicted_; }
   const PrefixTree& tree() const { return tree_; }
-  int32_t block_of(Node node) const { return block_of_node_[node]; }
+  int32_t block_of(Node node) const { return nodes_[node].block; }
   Node node_of(int32_t block) const { return blocks_[block].node; }
-  bool is_held(Node node) const { return blocks_[block_of_node_[node]].holders > 0; }
+  bool is_held(Node node) const { return blocks_[nodes_[node].block].holders > 0; }
+
+  /// The time, in milliseconds from any origin, never backwards. Cached content whose retention has run out falls back
+  /// to the default priority.
+  void set_time(int64_t now_ms);
 
   /// A block with unknown content and one holder, evicting if none is free. available() must be > 0.
   int32_t allocate();
@@ -48,8 +55,11 @@ class BlockCache {
   Node publish(Node parent, std::span<const TokenId> tokens, int32_t block);
 
   /// The holder of a private block whose first tokens are `tokens` (fewer than a block) lets go of it and leaves it
-  /// cached, unless a sibling says as much already.
-  void release_partial(Node parent, std::span<const TokenId> tokens, int32_t block);
+  /// cached, unless a sibling says as much already. Returns the node that has these tokens.
+  Node release_partial(Node parent, std::span<const TokenId> tokens, int32_t block);
+
+  /// From now on the node's content is kept so hard.
+  void retain(Node node, const Retention& retention);
 
   /// Forgets all that nobody holds.
   void clear();
@@ -65,22 +75,45 @@ class BlockCache {
     int32_t next_copy = 0;
   };
 
+  /// What the tree does not know of a node.
+  struct Content {
+    int32_t block = -1;  // any copy
+    bool cached = false;
+    int64_t released = 0;  // when it was let go of last, in releases
+    Retention retention;
+  };
+
+  /// The order in which cached leaves give way.
+  struct Rank {
+    int priority = 0;
+    int64_t released = 0;
+    auto operator<=>(const Rank&) const = default;
+  };
+
   bool has_other_copies(int32_t block) const { return blocks_[block].next_copy != block; }
   Node insert_node(Node parent, std::span<const TokenId> tokens, int32_t block);
   void add_copy(Node node, int32_t block);
   void remove_copy(int32_t block);
-  void forget_front();
+  void enter_cache(Node node);
+  void leave_cache(Node node);
+  void queue_if_leaf(Node node);
+  void forget_cached(Node node);
   void forget(int32_t block);
   void free(int32_t block);
   void check_block(int32_t block, int holders) const;
-  void check_lru_order() const;
+  void check_cached(Node node) const;
+  void check_order() const;
 
   PrefixTree tree_;
-  std::vector<Block> blocks_;           // [num_blocks]
-  std::vector<int32_t> block_of_node_;  // [1 + num_blocks] any copy
+  std::vector<Block> blocks_;   // [num_blocks]
+  std::vector<Content> nodes_;  // [1 + num_blocks]
   std::vector<int32_t> free_;
-  IndexList lru_;  // blocks in the tree that nobody holds, least recently released first
+  IndexHeap<Rank> leaves_;       // nodes: the cached ones that nothing follows
+  IndexHeap<int64_t> expiring_;  // nodes: the cached ones whose retention runs out, by the time of that
+  int cached_ = 0;
   int64_t evicted_ = 0;
+  int64_t releases_ = 0;
+  int64_t now_ms_ = 0;
 };
 
 }  // namespace inflight

@@ -26,11 +26,14 @@ class KvCacheManager::Impl {
 
   explicit Impl(const Config& config) : config_(checked(config)), cache_(config.num_blocks, config.block_size) {}
 
+  void set_time(int64_t now_ms) { cache_.set_time(now_ms); }
+
   bool add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
-                    Admission* admission) {
+                    Admission* admission, PolicyPtr policy) {
     check(!sequences_.contains(id), ErrorCode::kInternal, "KV cache: sequence ", id, " exists already");
     if (count_needed_blocks(tokens, capacity_tokens, reuse) > cache_.available()) return false;
     Sequence& sequence = insert(id);
+    sequence.policy = std::move(policy);
     const std::span<const TokenId> reusable = reusable_part(tokens, capacity_tokens, reuse);
     const Node last = match_blocks(reusable, [&](Node node) { share(sequence, node); });
     const PrefixTree::Match partial = match_partial(sequence, last, reusable);
@@ -73,10 +76,12 @@ class KvCacheManager::Impl {
     Sequence& sequence = find(id);
     if (keep && config_.enable_partial_reuse && !sequence.tail.empty()) {
       release_behind(sequence, sequence.published + 1, keep);
-      cache_.release_partial(sequence.node, sequence.tail, sequence.table.back());
+      const Node node = cache_.release_partial(sequence.node, sequence.tail, sequence.table.back());
+      retain(sequence, node, sequence.published);
       sequence.table.pop_back();
     }
     release_behind(sequence, 0, keep);
+    sequence.policy.reset();
     spare_.push_back(sequences_.extract(id));
   }
 
@@ -126,6 +131,7 @@ class KvCacheManager::Impl {
     int published = 0;
     Node node = PrefixTree::kRoot;  // of the last published block
     std::vector<TokenId> tail;      // computed tokens behind the published blocks, fewer than a block
+    PolicyPtr policy;               // null: all by default
   };
   using Sequences = std::unordered_map<SequenceId, Sequence>;
 
@@ -218,9 +224,19 @@ class KvCacheManager::Impl {
 
   void release_behind(Sequence& sequence, size_t count, bool keep) {
     while (sequence.table.size() > count) {
+      const Node node = cache_.node_of(sequence.table.back());
+      if (node != PrefixTree::kNone) retain(sequence, node, static_cast<int>(sequence.table.size()) - 1);
       cache_.release(sequence.table.back(), keep);
       sequence.table.pop_back();
     }
+  }
+
+  /// What the sequence's policy says of its block `index`, whose content is `node`'s.
+  void retain(const Sequence& sequence, Node node, int index) {
+    if (!sequence.policy || sequence.policy->retention.is_default()) return;
+    const int begin = index * config_.block_size;
+    const int tokens = static_cast<int>(cache_.tree().tokens(node).size());
+    cache_.retain(node, sequence.policy->retention_of(begin, begin + tokens));
   }
 
   void check_path(SequenceId id, const Sequence& sequence) const {
@@ -247,9 +263,11 @@ class KvCacheManager::Impl {
 KvCacheManager::KvCacheManager(const Config& config) : impl_(std::make_unique<Impl>(config)) {}
 KvCacheManager::~KvCacheManager() = default;
 
+void KvCacheManager::set_time(int64_t now_ms) { impl_->set_time(now_ms); }
+
 bool KvCacheManager::add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
-                                  Admission* admission) {
-  return impl_->add_sequence(id, tokens, capacity_tokens, reuse, admission);
+                                  Admission* admission, PolicyPtr policy) {
+  return impl_->add_sequence(id, tokens, capacity_tokens, reuse, admission, std::move(policy));
 }
 
 bool KvCacheManager::extend(SequenceId id, int capacity_tokens) { return impl_->extend(id, capacity_tokens); }

@@ -7,6 +7,7 @@
 
 #include "inflight/ops/attention.h"
 #include "inflight_batcher/api/request.h"
+#include "inflight_batcher/kv_cache/kv_policy.h"
 
 namespace inflight {
 
@@ -15,14 +16,17 @@ using SequenceId = uint64_t;
 /// Which KV blocks belong to which sequence, and which finished blocks can be found again by their tokens.
 /// Host data only: it names blocks, it never touches their memory. Not thread-safe (one engine thread owns it).
 ///
-/// A block is free (nobody's, content worthless), cached (in the prefix tree, no sequence holds it: evictable, least
-/// recently released leaf first) or held (by one or more sequences; shared blocks are full and in the tree). Every
-/// cached block is evictable: what follows it in the tree is cached too. Reuse compares tokens, never only hashes.
+/// A block is free (nobody's, content worthless), cached (in the prefix tree, no sequence holds it: evictable,
+/// leaves first, the lowest priority first, in it the least recently released) or held (by one or more sequences;
+/// shared blocks are full and in the tree). Every cached block is evictable: what follows it in the tree is cached too.
+/// Reuse compares tokens, never only hashes.
 ///
 /// Sequences that compute the same content side by side keep a block each; when all but one copy have lost their
 /// holders, one remains. A sequence's table only grows at its end while it lives.
 class KvCacheManager {
  public:
+  using PolicyPtr = std::shared_ptr<const KvPolicy>;
+
   struct Config {
     int num_blocks = 0;
     int block_size = 32;
@@ -51,13 +55,17 @@ class KvCacheManager {
   explicit KvCacheManager(const Config& config);
   ~KvCacheManager();
 
+  /// The time that retention durations count in: milliseconds from any origin, never backwards. A time not told is 0.
+  void set_time(int64_t now_ms);
+
   /// Starts a sequence: matches the longest known prefix of `tokens`, at most tokens.size() - 1 of them (the last one
   /// must be computed for its logits) and at most `capacity_tokens`, and allocates blocks up to `capacity_tokens`.
   /// Whole blocks are shared; the leading part of one more is copied, unless its own source is the last block to be
   /// had. Returns false and changes nothing when the blocks do not suffice. `reuse` false: match nothing (what the
-  /// sequence computes is still found by others). Throws Error(kInternal) when `id` is known already.
+  /// sequence computes is still found by others). `policy` says how hard its blocks are kept when it lets go of them;
+  /// null: blocks keep what earlier sequences said. Throws Error(kInternal) when `id` is known already.
   bool add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
-                    Admission* admission);
+                    Admission* admission, PolicyPtr policy = nullptr);
 
   /// Grows the sequence's table to hold `capacity_tokens`. False and no change when the blocks do not suffice.
   bool extend(SequenceId id, int capacity_tokens);

@@ -59,6 +59,30 @@ void bind_config(nb::module_& m) {
       .def_rw("kv_cache", &ExecutorConfig::kv_cache);
 }
 
+void bind_retention(nb::module_& m) {
+  nb::class_<Retention>(m, "Retention",
+                        "How hard KV blocks are kept: priority 0 to 100, for how long (None: for ever).")
+      .def(
+          "__init__",
+          [](Retention* place, int priority, std::optional<int64_t> duration_ms) {
+            new (place) Retention{priority, duration_ms};
+          },
+          "priority"_a = Retention::kDefaultPriority, "duration_ms"_a.none() = nb::none())
+      .def_rw("priority", &Retention::priority)
+      .def_rw("duration_ms", &Retention::duration_ms, nb::arg().none());
+  nb::class_<RetentionRange>(m, "RetentionRange",
+                             "Retention of the prompt's tokens [begin, end); end None: to the end of the prompt.")
+      .def(
+          "__init__",
+          [](RetentionRange* place, int begin, std::optional<int> end, int priority,
+             std::optional<int64_t> duration_ms) { new (place) RetentionRange{begin, end, {priority, duration_ms}}; },
+          "begin"_a, "end"_a.none() = nb::none(), "priority"_a = Retention::kDefaultPriority,
+          "duration_ms"_a.none() = nb::none())
+      .def_rw("begin", &RetentionRange::begin)
+      .def_rw("end", &RetentionRange::end, nb::arg().none())
+      .def_rw("retention", &RetentionRange::retention);
+}
+
 void bind_request(nb::module_& m) {
   nb::class_<SamplingConfig>(m, "SamplingConfig")
       .def(nb::init<>())
@@ -94,6 +118,12 @@ void bind_request(nb::module_& m) {
       .def_rw("stop_words", &Request::stop_words)
       .def_rw("bad_words", &Request::bad_words)
       .def_rw("embedding_bias", &Request::embedding_bias)
+      .def_prop_rw(
+          "retention_ranges", [](const Request& r) { return r.retention.ranges; },
+          [](Request& r, std::vector<RetentionRange> ranges) { r.retention.ranges = std::move(ranges); })
+      .def_prop_rw(
+          "retention_decode", [](const Request& r) { return r.retention.decode; },
+          [](Request& r, const Retention& retention) { r.retention.decode = retention; })
       .def_rw("priority", &Request::priority)
       .def_rw("timeout", &Request::timeout);
 }
@@ -251,6 +281,7 @@ NB_MODULE(_executor, m) {
       },
       error_type.ptr());
   bind_config(m);
+  bind_retention(m);
   bind_request(m);
   bind_result(m);
   bind_executor(m);

@@ -53,6 +53,7 @@ void Scheduler::Impl::add(NewSequence added) {
   sequence.max_total_tokens = added.max_total_tokens;
   sequence.priority = added.priority;
   sequence.reuse_prefix = added.reuse_prefix;
+  sequence.kv_policy = std::move(added.kv_policy);
   sequence.arrival = next_arrival_++;
   waiting_.insert(&sequence);
 }

@@ -53,6 +53,7 @@ class Scheduler {
     int max_total_tokens = 0;  // a sequence with so many is planned no further: it waits for finish()
     float priority = 0.5f;
     bool reuse_prefix = true;
+    KvCacheManager::PolicyPtr kv_policy;  // null: all by default
   };
 
   /// One sequence's part of a step: tokens [first, first + count) of it are computed. Of a sequence in flight the last

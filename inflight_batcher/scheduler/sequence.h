@@ -14,6 +14,7 @@ struct ScheduledSequence {
   int max_total_tokens = 0;
   float priority = 0.5f;
   bool reuse_prefix = true;
+  KvCacheManager::PolicyPtr kv_policy;
   uint64_t arrival = 0;
 
   int slot = -1;              // -1 while waiting

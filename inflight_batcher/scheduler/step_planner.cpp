@@ -172,8 +172,8 @@ bool Scheduler::Impl::has_blocks(const Sequence& sequence) {
 bool Scheduler::Impl::admit(Sequence& sequence, Step& step) {
   if (free_slots_.empty() || !has_blocks(sequence) || !has_budget(sequence, step)) return false;
   KvCacheManager::Admission admission;
-  const bool added =
-      kv_cache_.add_sequence(sequence.id, sequence.tokens, sequence.size(), sequence.reuse_prefix, &admission);
+  const bool added = kv_cache_.add_sequence(sequence.id, sequence.tokens, sequence.size(), sequence.reuse_prefix,
+                                            &admission, sequence.kv_policy);
   check(added, ErrorCode::kInternal, "KV cache refused sequence ", sequence.id, " after it counted enough blocks");
   waiting_.erase(waiting_.begin());
   running_.insert(place_of(sequence), &sequence);

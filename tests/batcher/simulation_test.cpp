@@ -38,6 +38,8 @@ class Simulation {
     const size_t limit = step_limit();
     for (size_t steps = 0; !is_done(); ++steps) {
       ASSERT_LE(steps, limit) << "somebody starves";
+      now_ms_ += std::uniform_int_distribution<int>(0, 3)(random_);
+      kv_cache_.set_time(now_ms_);
       maybe_add();
       maybe_cancel();
       advance();
@@ -310,6 +312,7 @@ class Simulation {
   std::set<SequenceId> ended_;
   std::deque<SimulatedStep> steps_;
   size_t arrived_ = 0;
+  int64_t now_ms_ = 0;
   SequenceId last_highest_ = 0;
   int steps_without_highest_ = 0;
 };

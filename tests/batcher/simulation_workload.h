@@ -87,8 +87,28 @@ class WorkloadGenerator {
     sequence.max_total_tokens = total;
     sequence.priority = chance(0.7) ? 0.5f : 0.25f * static_cast<float>(between(0, 4));
     sequence.reuse_prefix = chance(0.9);
+    if (chance(0.4)) sequence.kv_policy = draw_policy(prompt);
     workload_.lengths.push_back(between(prompt + 1, total));
     workload_.arrivals.push_back(std::move(sequence));
+  }
+
+  Retention draw_retention() {
+    Retention retention;
+    retention.priority = chance(0.2) ? Retention::kDefaultPriority : between(0, Retention::kMaxPriority);
+    if (chance(0.5)) retention.duration_ms = between(0, 60);
+    return retention;
+  }
+
+  KvCacheManager::PolicyPtr draw_policy(int prompt) {
+    auto policy = std::make_shared<KvPolicy>();
+    policy->prompt_tokens = prompt;
+    for (int count = between(0, 3); count > 0; --count) {
+      RetentionRange range{between(0, prompt), std::nullopt, draw_retention()};
+      if (chance(0.5)) range.end = range.begin + between(1, 20);
+      policy->retention.ranges.push_back(range);
+    }
+    if (chance(0.5)) policy->retention.decode = draw_retention();
+    return policy;
   }
 
   std::mt19937_64 random_;

@@ -53,6 +53,18 @@ BAD_VALUES = {
         {"bad_words_list": np.array([[[1, 2], [9, -1]]], np.int32)},
         "wanted at most the number of tokens, 2",
     ),
+    "retention without ends": (
+        {"retention_token_range_starts": [0]},
+        "inputs retention_token_range_starts, _ends, _priorities and _durations_ms have 1, 0, 0 and 0 values; wanted",
+    ),
+    "retention priority": (
+        {
+            "retention_token_range_starts": [0],
+            "retention_token_range_ends": [-1],
+            "retention_token_range_priorities": [101],
+        },
+        "input retention_token_range_priorities is 101; wanted 0 to 100",
+    ),
     "streaming": ({"streaming": True}, "Streaming is only supported if model is deployed using decoupled mode."),
     "sequences": ({"num_return_sequences": 2}, "wanted 1 unless the model is deployed using decoupled mode"),
 }
@@ -72,7 +84,6 @@ LATER = {
     "guided_decoding_guide": "{}",
     "lookahead_window_size": 4,
     "context_phase_params": np.ones((1, 3), np.uint8),
-    "retention_token_range_starts": [0],
     "encoder_input_features": np.ones((1, 2, 4), np.float16),
     "cross_attention_mask": np.ones((1, 2, 4), bool),
 }

@@ -22,6 +22,9 @@ import numpy as np
 from inflight import _executor, plan
 from inflight.errors import InflightError
 
+Retention = _executor.Retention
+RetentionRange = _executor.RetentionRange
+
 _POLL_SECONDS = 0.25  # how long a wait keeps an interrupt (Ctrl-C) from being seen
 
 CAPACITY_POLICIES = {
@@ -72,6 +75,8 @@ class Request:
     additional_outputs: list[str] = dataclasses.field(default_factory=list)
     prefix_tokens: int = 0
     beam_width: int = 1
+    retention_ranges: list[RetentionRange] = dataclasses.field(default_factory=list)
+    retention_decode: Retention = dataclasses.field(default_factory=Retention)
     priority: float = 0.5
     timeout_seconds: float = 0.0
 
