@@ -204,10 +204,16 @@ void Engine::launch_next(Rank& rank, std::unique_lock<std::mutex>& lock) {
   const bool failed_before = failure_ != nullptr;
   step.failed |= failed_before;
   lock.unlock();
-  if (!failed_before && attempt(step, [&] { rank.runner->launch(step); }))
+  const auto launch = [&] {
     rank.launched.push_back(&step);
-  else
-    leave_rank(step);
+    try {
+      rank.runner->launch(step);
+    } catch (...) {
+      rank.launched.pop_back();
+      throw;
+    }
+  };
+  if (failed_before || !attempt(step, launch)) leave_rank(step);
   lock.lock();
 }
 
@@ -238,9 +244,15 @@ void Engine::leave_rank(Step& step) {
 
 void Engine::submit(Step& step) {
   std::lock_guard lock(mutex_);
+  size_t ready = 0;
+  try {
+    for (; ready < ranks_.size(); ++ready) ranks_[ready]->queue.push_back(&step);
+  } catch (...) {
+    while (ready > 0) ranks_[--ready]->queue.pop_back();
+    throw;
+  }
   step.ranks_left = static_cast<int>(ranks_.size());
   for (auto& rank : ranks_) {
-    rank->queue.push_back(&step);
     ++rank->queued;
     rank->wake.notify_one();
   }
@@ -249,7 +261,9 @@ void Engine::submit(Step& step) {
 void Engine::wait(Step& step) {
   std::unique_lock lock(mutex_);
   done_.wait(lock, [&] { return step.ranks_left == 0; });
-  if (step.failed) std::rethrow_exception(failure_);
+  if (!step.failed) return;
+  check(failure_ != nullptr, ErrorCode::kInternal, "the step failed before the engine recovered");
+  std::rethrow_exception(failure_);
 }
 
 void Engine::recover() {

@@ -42,6 +42,7 @@ class Engine {
   /// How long loading took and what memory became of it, a few lines for the log; empty on the CPU.
   std::string load_report() const;
 
+  /// For all ranks, or, when it throws, for none.
   void submit(Step& step);
 
   /// Blocks until the step has been through all ranks. Throws what went wrong first, in this step or in another one

@@ -17,19 +17,26 @@ void note_admission(PerfMetrics& perf, const KvCacheManager::Admission& admissio
 }  // namespace
 
 void Executor::Impl::loop() {
-  try {
-    while (take_inbox()) {
-      expire_deadlines();
-      const bool fed = feed_engine();
-      deliver();
-      const bool enough = !fed || static_cast<int>(in_flight_.size()) == engine_.max_steps_in_flight();
-      if (enough && !in_flight_.empty()) finish_oldest_step();
+  for (bool running = true; running;) {
+    std::exception_ptr failure;
+    try {
+      running = take_turn();
+    } catch (...) {
+      failure = std::current_exception();
     }
-    stop_all(ErrorCode::kUnavailable, "the executor is shutting down");
-  } catch (const std::exception& e) {
-    stop_all(ErrorCode::kInternal, e.what());
+    if (failure && !start_over(failure)) return;
   }
+  stop_all(nullptr);
+}
+
+bool Executor::Impl::take_turn() {
+  if (!take_inbox()) return false;
+  expire_deadlines();
+  const bool fed = feed_engine();
   deliver();
+  const bool enough = !fed || static_cast<int>(in_flight_.size()) == engine_.max_steps_in_flight();
+  if (enough && !in_flight_.empty()) finish_oldest_step();
+  return true;
 }
 
 // The statistics first: who has a result finds it counted.
@@ -42,25 +49,28 @@ void Executor::Impl::deliver() {
 bool Executor::Impl::take_inbox() {
   const bool idle = in_flight_.empty() && sequences_.empty();
   if (idle) deliver();
-  Inbox taken;
   {
     std::unique_lock lock(mutex_);
     if (idle) wake_.wait(lock, [&] { return stopping_ || !inbox_.requests.empty() || !inbox_.cancels.empty(); });
     if (stopping_) return false;
-    std::swap(taken, inbox_);
+    std::swap(taken_, inbox_);
     // Until the next snapshot they would be neither in the inbox nor among the waiting.
-    for (const auto& request : taken.requests) {
+    for (const auto& request : taken_.requests) {
       snapshot_.waiting_requests += request->sequences_left;
       snapshot_.active_requests += request->sequences_left;
     }
   }
-  for (auto& request : taken.requests) admit(std::move(request));
-  for (RequestId id : taken.cancels) cancel_now(id);
+  for (const auto& request : taken_.requests) admit(request);
+  for (RequestId id : taken_.cancels) cancel_now(id);
+  taken_.requests.clear();
+  taken_.cancels.clear();
   return true;
 }
 
-void Executor::Impl::admit(std::shared_ptr<RequestState> request) {
-  auto& sequences = requests_[request->id];
+// All of the request's sequences, or none.
+const std::vector<Executor::Impl::SequencePtr>& Executor::Impl::register_request(
+    const std::shared_ptr<RequestState>& request) {
+  std::vector<SequencePtr> sequences;
   for (int i = 0; i < request->request.sampling.num_return_sequences; ++i) {
     auto sequence = std::make_shared<SequenceState>();
     sequence->id = next_sequence_++;
@@ -68,9 +78,14 @@ void Executor::Impl::admit(std::shared_ptr<RequestState> request) {
     sequence->request = request;
     sequence->sampling = sampling_row(*request, i);
     sequence->perf.arrival_time_ns = request->arrival_ns;
-    sequences_[sequence->id] = sequence;
     sequences.push_back(sequence);
   }
+  return requests_.emplace(request->id, std::move(sequences)).first->second;
+}
+
+void Executor::Impl::admit(const std::shared_ptr<RequestState>& request) {
+  const std::vector<SequencePtr>& sequences = register_request(request);
+  for (const SequencePtr& sequence : sequences) sequences_[sequence->id] = sequence;
   next_deadline_ = std::min(next_deadline_, request->deadline);
   add_to_scheduler(sequences[0]);
   // The other sequences start when the first one's prompt is in the cache, so that they find its blocks.
@@ -145,9 +160,9 @@ bool Executor::Impl::feed_engine() {
   }
   collect_sequences(*flight);
   build_step(*flight, scheduler_, kv_cache_);
-  engine_.submit(flight->step);
-  update_stats(*flight);
-  in_flight_.push_back(std::move(flight));
+  in_flight_.push_back(std::move(flight));  // first: what the ranks have must stay
+  engine_.submit(in_flight_.back()->step);
+  update_stats(*in_flight_.back());
   return true;
 }
 
@@ -193,33 +208,11 @@ void Executor::Impl::fail_steps_in_flight(const std::string& why) {
   for (const auto& flight : in_flight_) {
     for (size_t item = 0; item < flight->plan.items.size(); ++item) {
       const SequencePtr& sequence = flight->sequences[item];
-      if (!sequence->finished) fail_sequence(sequence, ErrorCode::kInternal, concat("the engine failed: ", why));
+      if (!sequence->finished) fail_sequence(sequence, ErrorCode::kInternal, "the engine failed: " + why);
       scheduler_.complete(flight->plan.items[item], std::nullopt);
     }
   }
   in_flight_.clear();
-}
-
-void Executor::Impl::stop_all(ErrorCode code, const std::string& why) {
-  Inbox rest;
-  {
-    std::lock_guard lock(mutex_);
-    stopping_ = true;
-    if (code == ErrorCode::kInternal) broken_ = why;
-    std::swap(rest, inbox_);
-  }
-  for (const auto& flight : in_flight_) {
-    try {
-      engine_.wait(flight->step);
-    } catch (const std::exception&) {
-      continue;  // its sequences fail below anyway
-    }
-  }
-  in_flight_.clear();
-  for (auto& request : rest.requests) admit(std::move(request));
-  std::vector<SequencePtr> live;
-  for (const auto& [id, sequence] : sequences_) live.push_back(sequence);
-  for (const SequencePtr& sequence : live) fail_sequence(sequence, code, why);
 }
 
 void Executor::Impl::update_stats(const StepInFlight& flight) {

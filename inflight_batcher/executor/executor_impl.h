@@ -45,9 +45,11 @@ class Executor::Impl {
 
   // engine_loop.cpp: one turn = take what came in, give the engine a step, handle the oldest once it has enough.
   void loop();
+  bool take_turn();
   void deliver();
   bool take_inbox();
-  void admit(std::shared_ptr<RequestState> request);
+  void admit(const std::shared_ptr<RequestState>& request);
+  const std::vector<SequencePtr>& register_request(const std::shared_ptr<RequestState>& request);
   void add_to_scheduler(const SequencePtr& sequence);
   void release_siblings(const SequencePtr& first);
   void cancel_now(RequestId id);
@@ -57,7 +59,12 @@ class Executor::Impl {
   void collect_sequences(StepInFlight& flight);
   void finish_oldest_step();
   void fail_steps_in_flight(const std::string& why);
-  void stop_all(ErrorCode code, const std::string& why);
+
+  // recovery.cpp: ends every live request.
+  bool start_over(const std::exception_ptr& failure);
+  void stop_all(const std::exception_ptr& failure);
+  void wait_for_steps();
+  void end_live_requests(ErrorCode code, const std::string& why);
 
   // sequence_results.cpp: what a step's answers mean for its sequences.
   void handle_item(StepInFlight& flight, size_t item, size_t& sampled_row);
@@ -80,6 +87,7 @@ class Executor::Impl {
   Scheduler scheduler_;
   ResponseQueue responses_;
 
+  Inbox taken_;  // out of the inbox and not yet all admitted
   std::unordered_map<SequenceId, SequencePtr> sequences_;
   std::vector<SequencePtr> by_slot_;  // those that run
   std::unordered_map<RequestId, std::vector<SequencePtr>> requests_;

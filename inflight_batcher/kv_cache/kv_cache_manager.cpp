@@ -290,6 +290,8 @@ int KvCacheManager::count_needed_blocks(std::span<const TokenId> tokens, int cap
 
 void KvCacheManager::clear_cache() { impl_->clear_cache(); }
 
+void KvCacheManager::reset() { impl_ = std::make_unique<Impl>(impl_->config()); }
+
 KvCacheManager::Stats KvCacheManager::stats() const { return impl_->stats(); }
 
 const KvCacheManager::Config& KvCacheManager::config() const { return impl_->config(); }

@@ -94,6 +94,9 @@ class KvCacheManager {
   /// Forgets every cached block (they become free).
   void clear_cache();
 
+  /// As newly made: no sequences, no cached blocks, counters at 0. All or nothing when it throws.
+  void reset();
+
   Stats stats() const;
   const Config& config() const;
 

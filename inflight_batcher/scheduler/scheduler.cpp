@@ -187,6 +187,8 @@ bool Scheduler::contains(SequenceId id) const { return impl_->contains(id); }
 
 Scheduler::Counts Scheduler::counts() const { return impl_->counts(); }
 
+void Scheduler::reset() { impl_ = impl_->fresh(); }
+
 void Scheduler::check_invariants() const { impl_->check_invariants(); }
 
 }  // namespace inflight

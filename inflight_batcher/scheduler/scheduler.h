@@ -122,6 +122,9 @@ class Scheduler {
   bool contains(SequenceId id) const;
   Counts counts() const;
 
+  /// As newly made, over a KV cache manager that is as newly made. All or nothing when it throws.
+  void reset();
+
   /// As KvCacheManager::check_invariants, for the scheduler's own books.
   void check_invariants() const;
 

@@ -15,6 +15,7 @@ class Scheduler::Impl {
  public:
   Impl(const Config& config, KvCacheManager& kv_cache);
 
+  std::unique_ptr<Impl> fresh() const { return std::make_unique<Impl>(config_, kv_cache_); }
   void add(NewSequence added);
   bool fits(int prompt_tokens, int max_total_tokens, std::string* why) const;
   void plan_into(Step& step);

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PROGRAMS = [ROOT / "build/tests" / f"{room}_tests" for room in ("kernels", "batcher", "triton")]
+PROGRAMS = [ROOT / "build/tests" / f"{room}_tests" for room in ("kernels", "batcher", "faults", "triton")]
 CUDA_PROGRAM = ROOT / "build/tests/cuda_tests"  # there where nvcc is
 
 

@@ -23,6 +23,7 @@ class Error : public std::runtime_error {
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream text;
+  text.exceptions(std::ios::badbit);  // else a text cut short where memory runs out
   (text << ... << parts);
   return text.str();
 }
