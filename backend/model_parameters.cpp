@@ -98,6 +98,12 @@ const ParameterRow kRows[] = {
      [](const ParameterValue& v, ModelParameters& p) {
        p.executor.kv_cache.cpu_memory_bytes = v.integer(1, kMostBytes);
      }},
+    {"kv_cache_host_memory_bytes",
+     [](const ParameterValue& v, ModelParameters& p) {
+       p.executor.kv_cache.host_memory_bytes = v.integer(0, kMostBytes);
+     }},
+    {"kv_cache_onboard_blocks",
+     [](const ParameterValue& v, ModelParameters& p) { p.executor.kv_cache.onboard_blocks = v.boolean(); }},
     {"plan_ahead", [](const ParameterValue& v, ModelParameters& p) { p.executor.plan_ahead = v.boolean(); }},
     {"batch_invariant", [](const ParameterValue& v, ModelParameters& p) { p.executor.batch_invariant = v.boolean(); }},
     {"random_weights", [](const ParameterValue& v, ModelParameters& p) { p.executor.random_weights = v.boolean(); }},
@@ -108,7 +114,6 @@ const LaterRow kLaterRows[] = {
     {"max_beam_width", {"1"}},
     {"encoder_model_path", {}},
     {"cross_kv_cache_fraction", {}},
-    {"kv_cache_host_memory_bytes", {"0"}},
     {"max_attention_window_size", {}},
     {"sink_token_length", {"0"}},
     {"lora_prefetch_dir", {}},
@@ -135,7 +140,6 @@ constexpr std::string_view kIgnored[] = {
     "executor_worker_path",
     "gpu_device_ids",
     "iter_stats_max_iterations",
-    "kv_cache_onboard_blocks",
     "lora_cache_gpu_memory_fraction",
     "lora_cache_host_memory_bytes",
     "lora_cache_max_adapter_size",

@@ -40,7 +40,11 @@ struct ExecutorStats {
   int kv_blocks_used = 0;  // referenced by a sequence
   int kv_blocks_free = 0;
   int kv_tokens_per_block = 0;
-  int64_t kv_blocks_reused = 0;    // counter
+  int64_t kv_blocks_reused = 0;  // counter
+  int kv_host_blocks_max = 0;
+  int kv_host_blocks_used = 0;      // with content that was moved there
+  int64_t kv_blocks_offloaded = 0;  // counters of blocks moved to the host's memory and back
+  int64_t kv_blocks_onboarded = 0;
   int64_t requests_completed = 0;  // counters of requests
   int64_t requests_cancelled = 0;
   int64_t requests_failed = 0;

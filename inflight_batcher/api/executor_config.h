@@ -20,6 +20,8 @@ struct KvCacheConfig {
   std::optional<int> block_size;         // tokens, a power of two; absent: 64 on a GPU, 32 on the CPU
   bool enable_block_reuse = true;
   bool enable_partial_reuse = true;  // also reuse the leading part of a block, by copying it
+  int64_t host_memory_bytes = 0;     // of all ranks: where blocks move that would be evicted (on a GPU page-locked)
+  bool onboard_blocks = true;        // and come back from when a prompt wants them; false: they are not found
 };
 
 struct ExecutorConfig {

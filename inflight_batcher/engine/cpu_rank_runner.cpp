@@ -34,17 +34,18 @@ CpuRankRunner::CpuRankRunner(const Plan& plan, const RankConfig& config, Communi
       program_(build_program(plan, cpu::op_table(), *weights_, tensor_group, config.topology, stage_,
                              config.max_num_tokens, config.max_logits_rows)),
       arena_(std::make_unique<HostMemory>(program_.arena_bytes)) {
-  allocate_kv_cache(plan);
+  kv_memory_ = allocate_kv_cache(plan, config_.num_blocks, kv_cache_);
+  if (config_.num_host_blocks > 0) host_kv_memory_ = allocate_kv_cache(plan, config_.num_host_blocks, host_kv_cache_);
 }
 
-void CpuRankRunner::allocate_kv_cache(const Plan& plan) {
+std::unique_ptr<HostMemory> CpuRankRunner::allocate_kv_cache(const Plan& plan, int num_blocks,
+                                                             std::vector<KvCacheView>& layers) {
   const auto [first, last] = layers_of_stage(plan, config_.topology, stage_);
-  const int tp_rank = config_.topology.tp_rank_of(config_.rank);
-  const KvPoolShape shape{config_.num_blocks, config_.block_size, DType::kFloat32};
-  kv_memory_ = std::make_unique<HostMemory>(
-      place_kv_cache(plan, first, last, shape, tp_rank, config_.topology.tensor_parallel, nullptr).bytes);
-  kv_cache_ =
-      place_kv_cache(plan, first, last, shape, tp_rank, config_.topology.tensor_parallel, kv_memory_->data()).layers;
+  const int tp_rank = config_.topology.tp_rank_of(config_.rank), tp_size = config_.topology.tensor_parallel;
+  const KvPoolShape shape{num_blocks, config_.block_size, DType::kFloat32};
+  auto memory = std::make_unique<HostMemory>(place_kv_cache(plan, first, last, shape, tp_rank, tp_size, nullptr).bytes);
+  layers = place_kv_cache(plan, first, last, shape, tp_rank, tp_size, memory->data()).layers;
+  return memory;
 }
 
 BatchView CpuRankRunner::batch_of(Step& step) {
@@ -84,7 +85,7 @@ void CpuRankRunner::run_ops(const std::vector<BoundOp>& ops, const BatchView& ba
 
 void CpuRankRunner::launch(Step& step) {
   const BatchView batch = batch_of(step);
-  if (!step.copies.empty()) cpu::op_table().copy_kv_blocks(kv_cache_, step.copies, device_);
+  if (!step.copies.empty()) cpu::op_table().copy_kv_blocks(kv_cache_, host_kv_cache_, step.copies, device_);
 
   const RunContext context{nullptr, nullptr, &batch, arena_->data(), &program_.slots, nullptr};
   for (int slot : program_.carry_in)

@@ -26,9 +26,10 @@ class CpuRankRunner final : public RankRunner {
   size_t weight_bytes() const override { return weights_->bytes(); }
   size_t arena_bytes() const override { return arena_->bytes(); }
   size_t kv_bytes() const override { return kv_memory_ ? kv_memory_->bytes() : 0; }
+  size_t host_kv_bytes() const override { return host_kv_memory_ ? host_kv_memory_->bytes() : 0; }
 
  private:
-  void allocate_kv_cache(const Plan& plan);
+  std::unique_ptr<HostMemory> allocate_kv_cache(const Plan& plan, int num_blocks, std::vector<KvCacheView>& layers);
   BatchView batch_of(Step& step);
   void resolve_pending_tokens(const Step& step);
   int slot_of_row(const Step& step, int64_t row) const;
@@ -49,6 +50,8 @@ class CpuRankRunner final : public RankRunner {
   Program program_;
   std::unique_ptr<HostMemory> kv_memory_;
   std::vector<KvCacheView> kv_cache_;
+  std::unique_ptr<HostMemory> host_kv_memory_;  // beside it, where blocks move that would be evicted
+  std::vector<KvCacheView> host_kv_cache_;
   std::unique_ptr<HostMemory> arena_;
 
   // Of one step.

@@ -57,6 +57,10 @@ void CudaRankRunner::load(const Plan& plan) {
   report_ += concat("KV cache: ", static_cast<int64_t>(config_.num_blocks) * config_.block_size, " tokens in ",
                     config_.num_blocks, " blocks of ", config_.block_size, ", ", gigabytes(kv_memory_.bytes()), " in ",
                     decimal(kv, 2), " s; activations ", gigabytes(arena_.bytes()), "\n");
+  const double host_kv = timed([&] { place_host_kv_pool(plan); });
+  if (config_.num_host_blocks > 0)
+    report_ += concat("KV cache in host memory: ", config_.num_host_blocks, " blocks, ",
+                      gigabytes(host_kv_memory_.bytes()), " page-locked in ", decimal(host_kv, 2), " s\n");
   const size_t before = free_bytes();
   const double graphs = timed([&] { capture_graphs(); });
   report_ += concat("graphs: ", graphs_.count(), " for up to ", config_.max_batch_size, " sequences in ",
@@ -147,6 +151,13 @@ void CudaRankRunner::place_kv_pool(const Plan& plan, int num_blocks) {
   kv_cache_ = place_kv_cache(plan, 0, plan.num_layers, shape, 0, 1, kv_memory_.data()).layers;
   // Whatever bits lie there must not be NaN: a masked value is still multiplied by zero.
   check_cuda(cudaMemsetAsync(kv_memory_.data(), 0, kv_memory_.bytes(), context_.stream()), "the KV cache");
+}
+
+void CudaRankRunner::place_host_kv_pool(const Plan& plan) {
+  if (config_.num_host_blocks == 0) return;
+  const KvPoolShape shape{config_.num_host_blocks, config_.block_size, DType::kBfloat16};
+  host_kv_memory_ = PinnedMemory(place_kv_cache(plan, 0, plan.num_layers, shape, 0, 1, nullptr).bytes);
+  host_kv_cache_ = place_kv_cache(plan, 0, plan.num_layers, shape, 0, 1, host_kv_memory_.data()).layers;
 }
 
 void CudaRankRunner::capture_graphs() {

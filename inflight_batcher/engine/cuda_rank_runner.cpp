@@ -140,7 +140,7 @@ bool CudaRankRunner::can_replay(const Step& step) const {
 }
 
 void CudaRankRunner::start(Step& step) {
-  if (!step.copies.empty()) cuda::op_table().copy_kv_blocks(kv_cache_, step.copies, context_);
+  if (!step.copies.empty()) cuda::op_table().copy_kv_blocks(kv_cache_, host_kv_cache_, step.copies, context_);
   const int size = can_replay(step) ? graphs_.size_for(static_cast<int>(step.context_lengths.size())) : 0;
   const PackedStep packed = io_.send(step, size);
   if (size > 0)

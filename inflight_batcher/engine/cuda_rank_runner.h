@@ -31,6 +31,7 @@ class CudaRankRunner final : public RankRunner {
   size_t weight_bytes() const override { return weights_.bytes(); }
   size_t arena_bytes() const override { return arena_.bytes() + io_.device_bytes(); }
   size_t kv_bytes() const override { return kv_memory_.bytes(); }
+  size_t host_kv_bytes() const override { return host_kv_memory_.bytes(); }
   std::string load_report() const override { return report_; }
 
  private:
@@ -43,6 +44,7 @@ class CudaRankRunner final : public RankRunner {
   void warm_up(const Plan& plan);
   void choose_num_blocks(const Plan& plan);
   void place_kv_pool(const Plan& plan, int num_blocks);
+  void place_host_kv_pool(const Plan& plan);
   void capture_graphs();
   Step made_up_step(int sequences, int tokens) const;
 
@@ -69,6 +71,8 @@ class CudaRankRunner final : public RankRunner {
   CudaStepIo io_;
   cuda::DeviceMemory kv_memory_;
   std::vector<KvCacheView> kv_cache_;
+  PinnedMemory host_kv_memory_;
+  std::vector<KvCacheView> host_kv_cache_;
   CudaGraphs graphs_;
   std::deque<int> launched_;  // buffers of the steps under way
   std::string report_;

@@ -64,6 +64,7 @@ Engine::Engine(const std::filesystem::path& directory, const ExecutorConfig& con
   const bool cuda = device_ == "cuda";
   block_size_ = config.kv_cache.block_size.value_or(cuda ? kCudaBlockSize : kCpuBlockSize);
   if (!cuda) num_blocks_ = choose_num_blocks(config);
+  num_host_blocks_ = choose_num_host_blocks(config.kv_cache);
   for (int stage = 0; stage < topology_.pipeline_parallel; ++stage)
     tensor_groups_.push_back(std::make_unique<ThreadGroup>(topology_.tensor_parallel));
   pipeline_ = std::make_unique<ThreadGroup>(topology_.num_ranks());
@@ -109,6 +110,18 @@ int Engine::choose_num_blocks(const ExecutorConfig& config) const {
   return static_cast<int>(blocks);
 }
 
+/// Without reuse nothing is cached, so nothing could move there.
+int Engine::choose_num_host_blocks(const KvCacheConfig& kv) const {
+  check(kv.host_memory_bytes >= 0, ErrorCode::kInvalidArgument, "kv_cache.host_memory_bytes is ", kv.host_memory_bytes,
+        ", wanted at least 0");
+  if (kv.host_memory_bytes == 0 || !kv.enable_block_reuse) return 0;
+  const int64_t block_bytes = kv_bytes_per_token() * block_size_;
+  const int64_t blocks = std::min<int64_t>(kv.host_memory_bytes / block_bytes, INT32_MAX / block_size_);
+  check(blocks >= 1, ErrorCode::kInvalidArgument, "kv_cache.host_memory_bytes is ", kv.host_memory_bytes,
+        ", less than one block of ", block_bytes, " bytes");
+  return static_cast<int>(blocks);
+}
+
 RankConfig Engine::rank_config(const ExecutorConfig& config, int rank) const {
   const int threads = config.num_threads > 0 ? config.num_threads : cpu::default_threads();
   RankConfig out;
@@ -122,6 +135,7 @@ RankConfig Engine::rank_config(const ExecutorConfig& config, int rank) const {
   out.max_logits_rows = std::min(kMaxLogitsRows, config.max_num_tokens);
   out.block_size = block_size_;
   out.num_blocks = num_blocks_;
+  out.num_host_blocks = num_host_blocks_;
   out.kv_cache = config.kv_cache;
   out.plan_ahead = plan_ahead_;
   out.batch_invariant = config.batch_invariant;
@@ -301,6 +315,12 @@ size_t Engine::weight_bytes() const {
 size_t Engine::memory_bytes() const {
   size_t bytes = weight_bytes();
   for (const auto& rank : ranks_) bytes += rank->runner->arena_bytes() + rank->runner->kv_bytes();
+  return bytes;
+}
+
+size_t Engine::host_kv_bytes() const {
+  size_t bytes = 0;
+  for (const auto& rank : ranks_) bytes += rank->runner->host_kv_bytes();
   return bytes;
 }
 

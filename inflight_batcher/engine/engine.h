@@ -32,12 +32,14 @@ class Engine {
   const Topology& topology() const { return topology_; }
   const std::string& device() const { return device_; }  // "cpu" or "cuda"
   int num_blocks() const { return num_blocks_; }
+  int num_host_blocks() const { return num_host_blocks_; }
   int block_size() const { return block_size_; }
   /// Whether a step may hold Step::kPendingToken for what the step before samples.
   bool plans_ahead() const { return plan_ahead_; }
   int max_steps_in_flight() const { return plan_ahead_ ? 2 : topology_.pipeline_parallel; }
   size_t weight_bytes() const;
   size_t memory_bytes() const;  // on the engine's device
+  size_t host_kv_bytes() const;
   int64_t kv_bytes_per_token() const;
   /// How long loading took and what memory became of it, a few lines for the log; empty on the CPU.
   std::string load_report() const;
@@ -66,6 +68,7 @@ class Engine {
   DType activation_dtype() const;
   void choose_device(const ExecutorConfig& config);
   int choose_num_blocks(const ExecutorConfig& config) const;
+  int choose_num_host_blocks(const KvCacheConfig& kv) const;
   RankConfig rank_config(const ExecutorConfig& config, int rank) const;
   std::unique_ptr<RankRunner> make_runner(const RankConfig& config);
   void load_ranks(const ExecutorConfig& config);
@@ -83,6 +86,7 @@ class Engine {
   bool plan_ahead_ = false;
   int block_size_ = 0;
   int num_blocks_ = 0;
+  int num_host_blocks_ = 0;
   std::vector<std::unique_ptr<ThreadGroup>> tensor_groups_;  // by stage
   std::unique_ptr<ThreadGroup> pipeline_;
   std::vector<std::unique_ptr<Rank>> ranks_;

@@ -22,6 +22,7 @@ struct RankConfig {
   int max_logits_rows = 0;  // of one epilogue slice
   int block_size = 0;
   int num_blocks = 0;  // 0: the runner takes `kv_cache`'s share of its device's free memory
+  int num_host_blocks = 0;
   KvCacheConfig kv_cache;
   bool plan_ahead = false;
   bool batch_invariant = false;
@@ -53,6 +54,7 @@ class RankRunner {
   virtual size_t weight_bytes() const = 0;
   virtual size_t arena_bytes() const = 0;
   virtual size_t kv_bytes() const = 0;
+  virtual size_t host_kv_bytes() const = 0;
   virtual std::string load_report() const { return {}; }  // how long what took, for the log
 };
 

@@ -213,6 +213,7 @@ void Executor::Impl::fail_steps_in_flight(const std::string& why) {
     }
   }
   in_flight_.clear();
+  kv_cache_.clear_cache();  // copies of these steps may not have run, and what they promised is not there
 }
 
 void Executor::Impl::update_stats(const StepInFlight& flight) {
@@ -241,6 +242,10 @@ void Executor::Impl::publish_stats() {
   counters_.kv_blocks_free = kv.free_blocks;
   counters_.kv_blocks_used = kv.used_blocks;
   counters_.kv_blocks_reused = kv.reused_blocks;
+  counters_.kv_host_blocks_max = kv.max_host_blocks;
+  counters_.kv_host_blocks_used = kv.used_host_blocks;
+  counters_.kv_blocks_offloaded = kv.offloaded_blocks;
+  counters_.kv_blocks_onboarded = kv.onboarded_blocks;
   counters_.active_requests = static_cast<int>(sequences_.size());
   const Scheduler::Counts counts = scheduler_.counts();
   counters_.waiting_requests = static_cast<int>(sequences_.size()) - counts.running;

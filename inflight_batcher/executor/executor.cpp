@@ -33,7 +33,7 @@ Executor::Impl::Impl(const std::string& engine_dir, const ExecutorConfig& config
     : config_(config),
       engine_(engine_dir, config),
       kv_cache_({engine_.num_blocks(), engine_.block_size(), config.kv_cache.enable_block_reuse,
-                 config.kv_cache.enable_partial_reuse}),
+                 config.kv_cache.enable_partial_reuse, engine_.num_host_blocks(), config.kv_cache.onboard_blocks}),
       scheduler_({config.max_batch_size, config.max_num_tokens, config.enable_chunked_context, config.capacity_policy,
                   engine_.plans_ahead() ? 1 : engine_.max_steps_in_flight(), engine_.plans_ahead()},
                  kv_cache_),
@@ -71,6 +71,8 @@ void Executor::Impl::describe_model() {
   counters_.kv_tokens_per_block = engine_.block_size();
   (engine_.device() == "cpu" ? counters_.memory_cpu_bytes : counters_.memory_gpu_bytes) =
       static_cast<int64_t>(engine_.memory_bytes());
+  (engine_.device() == "cpu" ? counters_.memory_cpu_bytes : counters_.memory_pinned_bytes) +=
+      static_cast<int64_t>(engine_.host_kv_bytes());
 }
 
 RequestId Executor::Impl::submit(Request request, Callback callback) {

@@ -91,9 +91,9 @@ void build_step(StepInFlight& flight, const Scheduler& scheduler, const KvCacheM
     add_history(step, item, scheduler.tokens(item), flight.sequences[i]->sampling);
     step.slots.push_back(item.slot);
     step.num_generation += item.count == 1 && !item.is_context;
-    step.copies.insert(step.copies.end(), item.admission.copies.begin(), item.admission.copies.end());
     step.return_captures |= !flight.sequences[i]->output().additional_outputs.empty();
   }
+  step.copies = flight.plan.copies;
   pack_block_tables(step, flight.plan.items, kv_cache);
   add_sampling_rows(flight, scheduler);
   add_context_rows(flight);

@@ -1,20 +1,33 @@
 #include "inflight_batcher/kv_cache/block_cache.h"
 
+#include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "inflight/error.h"
 
 namespace inflight {
 
-BlockCache::BlockCache(int num_blocks, int block_size)
-    : tree_(num_blocks, block_size),
-      blocks_(num_blocks),
-      nodes_(num_blocks + 1),
-      leaves_(num_blocks + 1),
-      expiring_(num_blocks + 1) {
-  free_.reserve(num_blocks);
-  for (int32_t block = num_blocks - 1; block >= 0; --block) free_.push_back(block);
+namespace {
+
+std::vector<int32_t> all_free(int count) {
+  std::vector<int32_t> blocks(count);
+  std::iota(blocks.rbegin(), blocks.rend(), 0);  // the first is given first
+  return blocks;
 }
+
+}  // namespace
+
+BlockCache::BlockCache(int num_blocks, int block_size, int num_host_blocks)
+    : tree_(num_blocks + num_host_blocks, block_size),
+      blocks_(num_blocks),
+      host_blocks_(num_host_blocks),
+      nodes_(num_blocks + num_host_blocks + 1),
+      free_(all_free(num_blocks)),
+      host_free_(all_free(num_host_blocks)),
+      leaves_(static_cast<int>(nodes_.size())),
+      host_leaves_(static_cast<int>(nodes_.size())),
+      expiring_(static_cast<int>(nodes_.size())) {}
 
 void BlockCache::set_time(int64_t now_ms) {
   now_ms_ = now_ms;
@@ -22,10 +35,7 @@ void BlockCache::set_time(int64_t now_ms) {
 }
 
 int32_t BlockCache::allocate() {
-  if (free_.empty()) {
-    forget_cached(leaves_.top());
-    ++evicted_;
-  }
+  if (free_.empty()) evict_one();
   const int32_t block = free_.back();
   free_.pop_back();
   blocks_[block].holders = 1;
@@ -48,15 +58,20 @@ void BlockCache::release(int32_t block, bool keep) {
     nodes_[state.node].released = ++releases_;
     enter_cache(state.node);
   } else {
-    forget(block);
+    forget(state.node);
   }
 }
 
 BlockCache::Node BlockCache::publish(Node parent, std::span<const TokenId> tokens, int32_t block) {
   const Node node = tree_.find(parent, tokens);
   if (node == PrefixTree::kNone) return insert_node(parent, tokens, block);
-  const int32_t known = nodes_[node].block;
   if (nodes_[node].cached) leave_cache(node);
+  if (is_on_host(node)) {
+    leave_host(node);
+    attach(node, block);
+    return node;
+  }
+  const int32_t known = nodes_[node].block;
   add_copy(node, block);
   if (blocks_[known].holders == 0) {
     remove_copy(known);
@@ -87,7 +102,23 @@ void BlockCache::retain(Node node, const Retention& retention) {
 }
 
 void BlockCache::clear() {
+  while (!host_leaves_.empty()) forget_cached(host_leaves_.top());
   while (!leaves_.empty()) forget_cached(leaves_.top());
+}
+
+void BlockCache::unpin(Node node) {
+  nodes_[node].released = ++releases_;
+  enter_cache(node);
+}
+
+int32_t BlockCache::onboard(Node node) {
+  const int32_t block = allocate();
+  copies_.push_back({nodes_[node].host_block, block, static_cast<int>(tree_.tokens(node).size()), KvMemory::kHost,
+                     KvMemory::kDevice});
+  leave_host(node);
+  attach(node, block);
+  ++onboarded_;
+  return block;
 }
 
 BlockCache::Node BlockCache::insert_node(Node parent, std::span<const TokenId> tokens, int32_t block) {
@@ -95,11 +126,27 @@ BlockCache::Node BlockCache::insert_node(Node parent, std::span<const TokenId> t
   if (shorter != PrefixTree::kNone) forget_cached(shorter);
   const Node node = tree_.insert(parent, tokens);
   nodes_[node] = {};
+  attach(node, block);
+  return node;
+}
+
+/// The block now carries the node's content, alone.
+void BlockCache::attach(Node node, int32_t block) {
   nodes_[node].block = block;
   blocks_[block].node = node;
   blocks_[block].next_copy = blocks_[block].previous_copy = block;
-  return node;
+  ++nodes_[tree_.parent(node)].device_children;
 }
+
+/// The node's only block is free.
+void BlockCache::detach(Node node) {
+  const int32_t block = std::exchange(nodes_[node].block, -1);
+  blocks_[block].node = PrefixTree::kNone;
+  --nodes_[tree_.parent(node)].device_children;
+  free(block);
+}
+
+void BlockCache::leave_host(Node node) { host_free_.push_back(std::exchange(nodes_[node].host_block, -1)); }
 
 void BlockCache::add_copy(Node node, int32_t block) {
   const int32_t first = nodes_[node].block;
@@ -120,7 +167,7 @@ void BlockCache::remove_copy(int32_t block) {
 }
 
 void BlockCache::enter_cache(Node node) {
-  ++cached_;
+  cached_ += !is_on_host(node);
   nodes_[node].cached = true;
   queue_if_leaf(node);
   const Retention& retention = nodes_[node].retention;
@@ -128,29 +175,63 @@ void BlockCache::enter_cache(Node node) {
 }
 
 void BlockCache::leave_cache(Node node) {
-  --cached_;
+  cached_ -= !is_on_host(node);
   nodes_[node].cached = false;
-  if (leaves_.contains(node)) leaves_.remove(node);
+  for (auto* leaves : {&leaves_, &host_leaves_})
+    if (leaves->contains(node)) leaves->remove(node);
   if (expiring_.contains(node)) expiring_.remove(node);
 }
 
 void BlockCache::queue_if_leaf(Node node) {
-  if (nodes_[node].cached && tree_.is_leaf(node))
-    leaves_.push(node, {nodes_[node].retention.priority, nodes_[node].released});
+  const bool on_host = is_on_host(node);
+  const bool is_leaf = on_host ? tree_.is_leaf(node) : nodes_[node].device_children == 0;
+  IndexHeap<Rank>& leaves = on_host ? host_leaves_ : leaves_;
+  if (nodes_[node].cached && is_leaf && !leaves.contains(node)) leaves.push(node, rank_of(node));
+}
+
+void BlockCache::evict_one() {
+  const Node node = leaves_.top();
+  if (make_host_room(node)) return offload(node);
+  forget_cached(node);
+  ++evicted_;
+}
+
+/// Whether there is a free block in the host's memory for the node's content, if need be instead of what counts less.
+/// What follows the node is all in the host's memory and nobody pins it: so a node that is no leaf finds a block.
+bool BlockCache::make_host_room(Node node) {
+  if (!host_free_.empty()) return true;
+  if (host_leaves_.empty()) return false;
+  const Node least = host_leaves_.top();
+  if (tree_.is_leaf(node) && rank_of(node) < host_leaves_.key(least)) return false;
+  forget_cached(least);
+  ++evicted_;
+  return true;
+}
+
+void BlockCache::offload(Node node) {
+  const int32_t host_block = host_free_.back();
+  host_free_.pop_back();
+  copies_.push_back({nodes_[node].block, host_block, static_cast<int>(tree_.tokens(node).size()), KvMemory::kDevice,
+                     KvMemory::kHost});
+  leaves_.remove(node);
+  --cached_;
+  detach(node);
+  nodes_[node].host_block = host_block;
+  queue_if_leaf(node);
+  queue_if_leaf(tree_.parent(node));
+  ++offloaded_;
 }
 
 void BlockCache::forget_cached(Node node) {
   leave_cache(node);
-  forget(nodes_[node].block);
+  forget(node);
 }
 
-void BlockCache::forget(int32_t block) {
-  const Node node = std::exchange(blocks_[block].node, PrefixTree::kNone);
+void BlockCache::forget(Node node) {
   const Node parent = tree_.parent(node);
-  nodes_[node].block = -1;
+  is_on_host(node) ? leave_host(node) : detach(node);
   tree_.erase(node);
   queue_if_leaf(parent);
-  free(block);
 }
 
 void BlockCache::free(int32_t block) { free_.push_back(block); }
@@ -174,10 +255,12 @@ void BlockCache::check_invariants(std::span<const int> holders) const {
     carried += node != PrefixTree::kNone && nodes_[node].block == block;
     cached += is_cached;
   }
-  check(carried == tree_.size(), ErrorCode::kInternal, "prefix tree: ", tree_.size(), " nodes, ", carried,
-        " of them have a block");
+  check(carried + host_used() == tree_.size(), ErrorCode::kInternal, "prefix tree: ", tree_.size(), " nodes, ", carried,
+        " of them have a block, ", host_used(), " one of the host's");
   check(cached == cached_, ErrorCode::kInternal, cached, " KV blocks are cached, ", cached_, " counted");
-  check_order();
+  check_host();
+  check_order(leaves_);
+  check_order(host_leaves_);
 }
 
 void BlockCache::check_block(int32_t block, int holders) const {
@@ -197,21 +280,44 @@ void BlockCache::check_block(int32_t block, int holders) const {
 
 void BlockCache::check_cached(Node node) const {
   const Content& content = nodes_[node];
-  check(leaves_.contains(node) == tree_.is_leaf(node), ErrorCode::kInternal, "KV block ", content.block,
-        " is cached and ", tree_.is_leaf(node) ? "a leaf that cannot" : "no leaf but can", " be evicted");
-  check(expiring_.contains(node) == content.retention.duration_ms.has_value(), ErrorCode::kInternal, "KV block ",
-        content.block, expiring_.contains(node) ? " expires without" : " does not expire after", " a duration");
+  const bool is_leaf = is_on_host(node) ? tree_.is_leaf(node) : content.device_children == 0;
+  check((is_on_host(node) ? host_leaves_ : leaves_).contains(node) == is_leaf, ErrorCode::kInternal, "node ", node,
+        " is cached and ", is_leaf ? "a leaf that cannot" : "no leaf but can", " be evicted");
+  check(expiring_.contains(node) == content.retention.duration_ms.has_value(), ErrorCode::kInternal, "node ", node,
+        expiring_.contains(node) ? " expires without" : " does not expire after", " a duration");
   const Node parent = tree_.parent(node);
   check(parent == PrefixTree::kRoot || !nodes_[parent].cached || nodes_[parent].released > content.released,
-        ErrorCode::kInternal, "KV block ", content.block, " was released after the block before it");
+        ErrorCode::kInternal, "node ", node, " was released after the one before it");
 }
 
-void BlockCache::check_order() const {
-  for (const int32_t node : leaves_.indices()) {
+void BlockCache::check_host() const {
+  std::vector<bool> taken(host_blocks_);
+  for (const int32_t block : host_free_) taken[block] = true;
+  std::vector<int> device_children(nodes_.size());
+  for (Node node = 1; node < static_cast<Node>(nodes_.size()); ++node) {
+    const Content& content = nodes_[node];
+    if (content.block >= 0) ++device_children[tree_.parent(node)];
+    if (content.host_block < 0) continue;
+    check(content.block < 0 && content.cached && !taken[content.host_block], ErrorCode::kInternal, "host block ",
+          content.host_block, " of node ", node, " is free, pinned or there twice, or the node is on the device too");
+    taken[content.host_block] = true;
+    check_cached(node);
+  }
+  check(std::ranges::count(taken, true) == host_blocks_, ErrorCode::kInternal, "host blocks are lost");
+  for (Node node = 0; node < static_cast<Node>(nodes_.size()); ++node) {
+    check(device_children[node] == nodes_[node].device_children, ErrorCode::kInternal, "node ", node, " counts ",
+          nodes_[node].device_children, " children on the device, there are ", device_children[node]);
+    check(device_children[node] == 0 || !is_on_host(node), ErrorCode::kInternal, "node ", node,
+          " is in the host's memory, what follows it is not");
+  }
+}
+
+void BlockCache::check_order(const IndexHeap<Rank>& leaves) const {
+  for (const int32_t node : leaves.indices()) {
     check(nodes_[node].cached, ErrorCode::kInternal, "node ", node, " can be evicted but is not cached");
-    check(leaves_.key(node) == Rank{nodes_[node].retention.priority, nodes_[node].released}, ErrorCode::kInternal,
-          "node ", node, " is to be evicted by an outdated rank");
-    check(!(leaves_.key(node) < leaves_.key(leaves_.top())), ErrorCode::kInternal, "node ", node,
+    check(leaves.key(node) == rank_of(node), ErrorCode::kInternal, "node ", node,
+          " is to be evicted by an outdated rank");
+    check(!(leaves.key(node) < leaves.key(leaves.top())), ErrorCode::kInternal, "node ", node,
           " should be evicted first");
   }
   for (const int32_t node : expiring_.indices())

@@ -15,6 +15,8 @@ KvCacheManager::Config checked(const KvCacheManager::Config& config) {
         ", wanted at least 1");
   check(config.block_size > 0, ErrorCode::kInvalidArgument, "KV cache: block_size is ", config.block_size,
         ", wanted at least 1");
+  check(config.num_host_blocks >= 0, ErrorCode::kInvalidArgument, "KV cache: num_host_blocks is ",
+        config.num_host_blocks, ", wanted at least 0");
   return config;
 }
 
@@ -24,7 +26,8 @@ class KvCacheManager::Impl {
  public:
   using Node = PrefixTree::Node;
 
-  explicit Impl(const Config& config) : config_(checked(config)), cache_(config.num_blocks, config.block_size) {}
+  explicit Impl(const Config& config)
+      : config_(checked(config)), cache_(config.num_blocks, config.block_size, config.num_host_blocks) {}
 
   void set_time(int64_t now_ms) { cache_.set_time(now_ms); }
 
@@ -35,14 +38,19 @@ class KvCacheManager::Impl {
     Sequence& sequence = insert(id);
     sequence.policy = std::move(policy);
     const std::span<const TokenId> reusable = reusable_part(tokens, capacity_tokens, reuse);
-    const Node last = match_blocks(reusable, [&](Node node) { share(sequence, node); });
-    const PrefixTree::Match partial = match_partial(sequence, last, reusable);
-    const int shared = sequence.published;
+    onboarding_.clear();
+    const Node last = match_blocks(reusable, [&](Node node) { take(sequence, node); });
+    const int matched = sequence.published + static_cast<int>(onboarding_.size());
+    PrefixTree::Match partial = match_partial(matched, last, reusable);
+    if (partial.length > 0 && !hold_source(partial.node, blocks_for(capacity_tokens) - sequence.published))
+      partial = {};
     *admission = {};
-    admission->reused_blocks = shared + (partial.length > 0);
-    admission->reused_tokens = shared * config_.block_size + partial.length;
-    admission->new_blocks = blocks_for(capacity_tokens) - shared;
-    allocate_with_source(sequence, capacity_tokens, partial, admission);
+    admission->reused_blocks = matched + (partial.length > 0);
+    admission->reused_tokens = matched * config_.block_size + partial.length;
+    admission->new_blocks = blocks_for(capacity_tokens) - matched;
+    for (const Node node : onboarding_) append(sequence, node, cache_.onboard(node));
+    allocate(sequence, capacity_tokens);
+    if (partial.length > 0) copy_source(partial, sequence.table[matched]);
     reused_blocks_ += admission->reused_blocks;
     return true;
   }
@@ -85,6 +93,11 @@ class KvCacheManager::Impl {
     spare_.push_back(sequences_.extract(id));
   }
 
+  void take_copies(std::vector<KvBlockCopy>& copies) {
+    copies.insert(copies.end(), cache_.copies().begin(), cache_.copies().end());
+    cache_.copies().clear();
+  }
+
   std::span<const int32_t> block_table(SequenceId id) const { return find(id).table; }
 
   int blocks_for(int capacity_tokens) const { return (capacity_tokens + config_.block_size - 1) / config_.block_size; }
@@ -111,6 +124,10 @@ class KvCacheManager::Impl {
     stats.cached_blocks = cache_.cached();
     stats.reused_blocks = reused_blocks_;
     stats.evicted_blocks = cache_.evicted();
+    stats.max_host_blocks = config_.num_host_blocks;
+    stats.used_host_blocks = cache_.host_used();
+    stats.offloaded_blocks = cache_.offloaded();
+    stats.onboarded_blocks = cache_.onboarded();
     return stats;
   }
 
@@ -172,23 +189,35 @@ class KvCacheManager::Impl {
     Node node = PrefixTree::kRoot;
     for (size_t size = config_.block_size; tokens.size() >= size; tokens = tokens.subspan(size)) {
       const Node child = cache_.tree().find(node, tokens.first(size));
-      if (child == PrefixTree::kNone) break;
+      if (child == PrefixTree::kNone || !is_reachable(child)) break;
       visit(child);
       node = child;
     }
     return node;
   }
 
-  PrefixTree::Match match_partial(const Sequence& sequence, Node last, std::span<const TokenId> reusable) const {
-    const size_t shared = size_t(sequence.published) * config_.block_size;
+  bool is_reachable(Node node) const { return config_.onboard_blocks || !cache_.is_on_host(node); }
+
+  PrefixTree::Match match_partial(int matched, Node last, std::span<const TokenId> reusable) const {
+    const size_t shared = size_t(matched) * config_.block_size;
     if (!config_.enable_partial_reuse || shared == reusable.size()) return {};
     const size_t rest = std::min(reusable.size() - shared, size_t(config_.block_size));
-    return cache_.tree().longest_match(last, reusable.subspan(shared, rest));
+    const PrefixTree::Match match = cache_.tree().longest_match(last, reusable.subspan(shared, rest));
+    return match.length > 0 && is_reachable(match.node) ? match : PrefixTree::Match();
   }
 
-  void share(Sequence& sequence, Node node) {
-    const int32_t block = cache_.block_of(node);
-    cache_.hold(block);
+  /// A matched block is the sequence's too; in the host's memory it stays until it is brought back.
+  void take(Sequence& sequence, Node node) {
+    if (cache_.is_on_host(node)) {
+      cache_.pin(node);
+      onboarding_.push_back(node);
+      return;
+    }
+    cache_.hold(cache_.block_of(node));
+    append(sequence, node, cache_.block_of(node));
+  }
+
+  static void append(Sequence& sequence, Node node, int32_t block) {
     sequence.table.push_back(block);
     sequence.node = node;
     ++sequence.published;
@@ -199,21 +228,29 @@ class KvCacheManager::Impl {
     while (sequence.table.size() < wanted) sequence.table.push_back(cache_.allocate());
   }
 
-  /// Allocates while the partially matched block is held, so that it is not evicted for the very block that wants its
-  /// content; where only that would do, its content is given up.
-  void allocate_with_source(Sequence& sequence, int capacity_tokens, PrefixTree::Match partial, Admission* admission) {
-    if (partial.length == 0) return allocate(sequence, capacity_tokens);
-    const int32_t source = cache_.block_of(partial.node);
-    cache_.hold(source);
-    if (admission->new_blocks > cache_.available()) {
-      cache_.release(source, true);
-      admission->reused_tokens -= partial.length;
-      --admission->reused_blocks;
-      return allocate(sequence, capacity_tokens);
+  /// Keeps the partially matched block while `needed` others are allocated, so that it is not evicted for the very
+  /// block that wants its content. False, and it is given up, where only that would do.
+  bool hold_source(Node node, int needed) {
+    if (cache_.is_on_host(node)) {
+      cache_.pin(node);
+      return true;
     }
-    allocate(sequence, capacity_tokens);
+    cache_.hold(cache_.block_of(node));
+    if (needed <= cache_.available()) return true;
+    cache_.release(cache_.block_of(node), true);
+    return false;
+  }
+
+  void copy_source(PrefixTree::Match partial, int32_t destination) {
+    if (cache_.is_on_host(partial.node)) {
+      const int32_t source = cache_.host_block_of(partial.node);
+      cache_.copies().push_back({source, destination, partial.length, KvMemory::kHost, KvMemory::kDevice});
+      cache_.unpin(partial.node);
+      return;
+    }
+    const int32_t source = cache_.block_of(partial.node);
+    cache_.copies().push_back({source, destination, partial.length});
     cache_.release(source, true);
-    admission->copies.push_back({source, sequence.table[sequence.published], partial.length});
   }
 
   void publish_tail(Sequence& sequence) {
@@ -257,6 +294,7 @@ class KvCacheManager::Impl {
   BlockCache cache_;
   Sequences sequences_;
   std::vector<Sequences::node_type> spare_;
+  std::vector<Node> onboarding_;  // of the sequence being added: matched behind its table, in the host's memory
   int64_t reused_blocks_ = 0;
 };
 
@@ -275,6 +313,8 @@ bool KvCacheManager::extend(SequenceId id, int capacity_tokens) { return impl_->
 void KvCacheManager::mark_computed(SequenceId id, std::span<const TokenId> tokens) { impl_->mark_computed(id, tokens); }
 
 void KvCacheManager::remove_sequence(SequenceId id, bool keep) { impl_->remove_sequence(id, keep); }
+
+void KvCacheManager::take_copies(std::vector<KvBlockCopy>& copies) { impl_->take_copies(copies); }
 
 std::span<const int32_t> KvCacheManager::block_table(SequenceId id) const { return impl_->block_table(id); }
 

@@ -23,6 +23,9 @@ using SequenceId = uint64_t;
 ///
 /// Sequences that compute the same content side by side keep a block each; when all but one copy have lost their
 /// holders, one remains. A sequence's table only grows at its end while it lives.
+///
+/// With a host pool a cached block may lie in the host's memory, and the manager says which blocks the device has to
+/// copy there and back (take_copies).
 class KvCacheManager {
  public:
   using PolicyPtr = std::shared_ptr<const KvPolicy>;
@@ -32,15 +35,15 @@ class KvCacheManager {
     int block_size = 32;
     bool enable_reuse = true;
     bool enable_partial_reuse = true;
+    int num_host_blocks = 0;     // where content goes that would be evicted
+    bool onboard_blocks = true;  // and comes back from when a prompt wants it; false: prompts do not find it
   };
 
   /// What a new sequence found in the prefix tree.
   struct Admission {
-    int reused_tokens = 0;            // already in the cache: computing starts behind them
-    int reused_blocks = 0;            // whole shared blocks plus the partially copied one
-    int new_blocks = 0;               // allocated for the sequence alone
-    std::vector<KvBlockCopy> copies;  // to run on the device before the step that uses the blocks, in the order of the
-                                      // admissions: a later admission may evict and overwrite an earlier one's source
+    int reused_tokens = 0;  // already in the cache: computing starts behind them
+    int reused_blocks = 0;  // whole shared blocks plus the partially copied one
+    int new_blocks = 0;     // allocated for the sequence alone
   };
 
   struct Stats {
@@ -50,6 +53,10 @@ class KvCacheManager {
     int cached_blocks = 0;       // in the tree and not held
     int64_t reused_blocks = 0;   // counter
     int64_t evicted_blocks = 0;  // counter
+    int max_host_blocks = 0;
+    int used_host_blocks = 0;      // with content
+    int64_t offloaded_blocks = 0;  // counters of what moved to the host's memory and back
+    int64_t onboarded_blocks = 0;
   };
 
   explicit KvCacheManager(const Config& config);
@@ -60,10 +67,11 @@ class KvCacheManager {
 
   /// Starts a sequence: matches the longest known prefix of `tokens`, at most tokens.size() - 1 of them (the last one
   /// must be computed for its logits) and at most `capacity_tokens`, and allocates blocks up to `capacity_tokens`.
-  /// Whole blocks are shared; the leading part of one more is copied, unless its own source is the last block to be
-  /// had. Returns false and changes nothing when the blocks do not suffice. `reuse` false: match nothing (what the
-  /// sequence computes is still found by others). `policy` says how hard its blocks are kept when it lets go of them;
-  /// null: blocks keep what earlier sequences said. Throws Error(kInternal) when `id` is known already.
+  /// Whole blocks are shared, after they have been brought back where they are in the host's memory; the leading part
+  /// of one more is copied, unless its own source is the last block to be had. Returns false and changes nothing when
+  /// the blocks do not suffice. `reuse` false: match nothing (what the sequence computes is still found by others).
+  /// `policy` says how hard its blocks are kept when it lets go of them; null: blocks keep what earlier sequences said.
+  /// Throws Error(kInternal) when `id` is known already.
   bool add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
                     Admission* admission, PolicyPtr policy = nullptr);
 
@@ -79,11 +87,15 @@ class KvCacheManager {
   /// without, it is forgotten where no other sequence holds it and no cached block follows it.
   void remove_sequence(SequenceId id, bool keep);
 
+  /// Appends what the device has to copy since the last call, in order: before the step that is being planned, since
+  /// later plans overwrite what these copies read.
+  void take_copies(std::vector<KvBlockCopy>& copies);
+
   /// Blocks of the sequence in order; valid until the next non-const call.
   std::span<const int32_t> block_table(SequenceId id) const;
 
-  /// Blocks `capacity_tokens` tokens need, and how many a prompt would find in the tree now (whole blocks; for
-  /// admission).
+  /// Blocks `capacity_tokens` tokens need, and how many a prompt would find in the tree now (whole blocks, in the
+  /// host's memory too; for admission).
   int blocks_for(int capacity_tokens) const;
   int count_reusable_blocks(std::span<const TokenId> tokens) const;
 
@@ -91,7 +103,7 @@ class KvCacheManager {
   /// many.
   int count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const;
 
-  /// Forgets every cached block (they become free).
+  /// Forgets every cached block (they become free), those in the host's memory too.
   void clear_cache();
 
   /// As newly made: no sequences, no cached blocks, counters at 0. All or nothing when it throws.

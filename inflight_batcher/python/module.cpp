@@ -39,7 +39,9 @@ void bind_config(nb::module_& m) {
       .def_rw("cpu_memory_bytes", &KvCacheConfig::cpu_memory_bytes)
       .def_rw("block_size", &KvCacheConfig::block_size, nb::arg().none())
       .def_rw("enable_block_reuse", &KvCacheConfig::enable_block_reuse)
-      .def_rw("enable_partial_reuse", &KvCacheConfig::enable_partial_reuse);
+      .def_rw("enable_partial_reuse", &KvCacheConfig::enable_partial_reuse)
+      .def_rw("host_memory_bytes", &KvCacheConfig::host_memory_bytes)
+      .def_rw("onboard_blocks", &KvCacheConfig::onboard_blocks);
   nb::class_<ExecutorConfig>(m, "ExecutorConfig")
       .def(nb::init<>())
       .def_rw("device", &ExecutorConfig::device)
@@ -208,6 +210,10 @@ nb::dict stats_dict(const ExecutorStats& stats) {
   FIELD(kv_blocks_free);
   FIELD(kv_tokens_per_block);
   FIELD(kv_blocks_reused);
+  FIELD(kv_host_blocks_max);
+  FIELD(kv_host_blocks_used);
+  FIELD(kv_blocks_offloaded);
+  FIELD(kv_blocks_onboarded);
   FIELD(requests_completed);
   FIELD(requests_cancelled);
   FIELD(requests_failed);

@@ -70,8 +70,9 @@ class Scheduler {
   };
 
   struct Step {
-    std::vector<Item> items;         // may be empty: nothing to do, or all is in flight
-    std::vector<SequenceId> paused;  // lost their slot and blocks in this call
+    std::vector<Item> items;          // may be empty: nothing to do, or all is in flight
+    std::vector<SequenceId> paused;   // lost their slot and blocks in this call
+    std::vector<KvBlockCopy> copies;  // for the device to run in this order, before anything else of the step
     int num_tokens = 0;
   };
 

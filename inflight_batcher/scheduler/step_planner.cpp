@@ -15,6 +15,7 @@ constexpr int kReserveShare = 32;
 void Scheduler::Impl::plan_into(Step& step) {
   step.items.clear();
   step.paused.clear();
+  step.copies.clear();
   step.num_tokens = 0;
   max_items_ = share_of_one_step();
   num_candidates_ = running_.size();
@@ -22,6 +23,7 @@ void Scheduler::Impl::plan_into(Step& step) {
   landing_blocks_ = leaving_blocks_;
   plan_generation(step);
   plan_contexts(step);
+  kv_cache_.take_copies(step.copies);
 }
 
 /// Sequences of one step when all that could run are dealt out among the steps in flight.

@@ -130,7 +130,7 @@ void bench_kv_copy(Bench& bench) {
   const double bytes = kElementBytes * 2 * 2 * kLayers * kCopies * kv_heads * kTokens * head_size;
   bench.measure(
       {"copy_kv_blocks", "32 layers, 16 blocks, 37 of 64 tokens, heads 8, D 128", bytes},
-      [&](int) { cuda::copy_kv_blocks(layers, copies, bench.context()); }, 1);
+      [&](int) { cuda::copy_kv_blocks(layers, {}, copies, bench.context()); }, 1);
 }
 
 const Registered kNorms("norm", bench_norms);

@@ -17,7 +17,8 @@ void gated_activation(const GatedActivationArgs& args, DeviceContext& context);
 void add(const AddArgs& args, DeviceContext& context);
 void rope_kv_write(const RopeKvWriteArgs& args, const BatchView& batch, DeviceContext& context);
 void attention(const AttentionArgs& args, const BatchView& batch, DeviceContext& context);
-void copy_kv_blocks(std::span<const KvCacheView> layers, std::span<const KvBlockCopy> copies, DeviceContext& context);
+void copy_kv_blocks(std::span<const KvCacheView> layers, std::span<const KvCacheView> host_layers,
+                    std::span<const KvBlockCopy> copies, DeviceContext& context);
 void sample(const SampleArgs& args, DeviceContext& context);
 
 }  // namespace inflight::cpu

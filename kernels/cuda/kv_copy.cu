@@ -7,6 +7,7 @@
 #include "kernels/cuda/arguments.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/kv_copy_checks.h"
 
 namespace inflight::cuda {
 namespace {
@@ -17,35 +18,34 @@ constexpr size_t kMaxCopies = 64;
 
 // By value in the launch, so that nothing is uploaded first. Sizes in units of the copy.
 struct CopyGroup {
-  void* pools[kMaxPools];  // each [N, H, P, D]
+  void* pools[kMaxPools];       // each [N, H, P, D]
+  void* host_pools[kMaxPools];  // page-locked; null without a host's cache
   KvBlockCopy copies[kMaxCopies];
   int64_t block_units;  // H · P · D
   int head_units;       // P · D
   int token_units;      // D
 };
 
+// To and from the host's memory the kernel reads and writes over the bus itself: one launch for all layers, in the
+// stream's order.
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads) copy_tokens(const __grid_constant__ CopyGroup group) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const KvBlockCopy& copy = group.copies[blockIdx.z];
   wait_and_let_next_start();
   if (unit >= group.block_units || unit % group.head_units >= copy.num_tokens * group.token_units) return;
-  Unit* pool = static_cast<Unit*>(group.pools[blockIdx.y]) + unit;
-  pool[copy.destination * group.block_units] = pool[copy.source * group.block_units];
+  const auto pool = [&](KvMemory memory) {
+    return static_cast<Unit*>(memory == KvMemory::kHost ? group.host_pools[blockIdx.y] : group.pools[blockIdx.y]) +
+           unit;
+  };
+  pool(copy.to)[copy.destination * group.block_units] = pool(copy.from)[copy.source * group.block_units];
 }
 
-void check_copy(const KvCacheView& cache, const KvBlockCopy& copy) {
-  const auto known = [&](int block) { return block >= 0 && block < cache.num_blocks(); };
-  check(known(copy.source) && known(copy.destination), ErrorCode::kInternal, "copy_kv_blocks: block ", copy.source,
-        " to ", copy.destination, " is outside the cache of ", cache.num_blocks(), " blocks");
-  check(copy.num_tokens >= 0 && copy.num_tokens <= cache.block_size(), ErrorCode::kInternal,
-        "copy_kv_blocks: ", copy.num_tokens, " tokens of a block of ", cache.block_size());
-}
-
-void check_layer(const KvCacheView& cache, std::span<const KvBlockCopy> copies) {
-  Dim n("N"), h("H"), p("P"), d("D");
-  Signature("copy_kv_blocks").cache(cache, {n, h, p, d});
-  for (const KvBlockCopy& copy : copies) check_copy(cache, copy);
+void check_layers(std::span<const KvCacheView> layers) {
+  for (const KvCacheView& cache : layers) {
+    Dim n("N"), h("H"), p("P"), d("D");
+    Signature("copy_kv_blocks").cache(cache, {n, h, p, d});
+  }
 }
 
 bool same_pools(const KvCacheView& a, const KvCacheView& b) {
@@ -57,8 +57,11 @@ size_t independent(std::span<const KvBlockCopy> copies) {
   size_t count = 0;
   const auto conflicts = [&](const KvBlockCopy& earlier) {
     const KvBlockCopy& copy = copies[count];
-    return copy.source == earlier.destination || copy.destination == earlier.destination ||
-           copy.destination == earlier.source;
+    const auto reads_what_it_writes = [](const KvBlockCopy& reader, const KvBlockCopy& writer) {
+      return reader.source == writer.destination && reader.from == writer.to;
+    };
+    const bool same_place = copy.destination == earlier.destination && copy.to == earlier.to;
+    return same_place || reads_what_it_writes(copy, earlier) || reads_what_it_writes(earlier, copy);
   };
   while (count < std::min(copies.size(), kMaxCopies) && std::none_of(&copies[0], &copies[count], conflicts)) ++count;
   return count;
@@ -78,33 +81,43 @@ void launch_group(CopyGroup group, const KvCacheView& cache, size_t pools, size_
 }
 
 // One launch: at most kMaxPools / 2 layers of equal pools, at most kMaxCopies copies.
-void copy_group(std::span<const KvCacheView> layers, std::span<const KvBlockCopy> copies, CudaContext& context) {
+void copy_group(std::span<const KvCacheView> layers, std::span<const KvCacheView> host_layers,
+                std::span<const KvBlockCopy> copies, CudaContext& context) {
   CopyGroup group{};
-  size_t pools = 0;
   bool vectors = true;
   const size_t token_bytes = static_cast<size_t>(layers[0].head_size()) * size_of(layers[0].keys.dtype);
-  for (const KvCacheView& cache : layers) {
-    group.pools[pools++] = cache.keys.data;
-    group.pools[pools++] = cache.values.data;
-    vectors = vectors && allows_vectors(token_bytes, {cache.keys.data, cache.values.data});
-  }
+  const auto fill = [&](std::span<const KvCacheView> from, void** pools) {
+    for (const KvCacheView& cache : from) {
+      *pools++ = cache.keys.data;
+      *pools++ = cache.values.data;
+      vectors = vectors && allows_vectors(token_bytes, {cache.keys.data, cache.values.data});
+    }
+  };
+  fill(layers, group.pools);
+  fill(host_layers, group.host_pools);
   std::copy(copies.begin(), copies.end(), group.copies);
+  const size_t pools = 2 * layers.size();
   if (vectors) return launch_group<uint4>(group, layers[0], pools, copies.size(), context);
   launch_group<uint16_t>(group, layers[0], pools, copies.size(), context);
 }
 
 }  // namespace
 
-void copy_kv_blocks(std::span<const KvCacheView> layers, std::span<const KvBlockCopy> copies, DeviceContext& device) {
-  for (const KvCacheView& cache : layers) check_layer(cache, copies);
+void copy_kv_blocks(std::span<const KvCacheView> layers, std::span<const KvCacheView> host_layers,
+                    std::span<const KvBlockCopy> copies, DeviceContext& device) {
+  check_layers(layers);
+  check_layers(host_layers);
+  check_kv_copies(layers, host_layers, copies);
   std::vector<KvBlockCopy> moves(copies.begin(), copies.end());
-  std::erase_if(moves, [](const KvBlockCopy& copy) { return copy.source == copy.destination; });
+  std::erase_if(moves, [](const KvBlockCopy& copy) { return copy.source == copy.destination && copy.from == copy.to; });
   for (std::span<const KvBlockCopy> rest = moves; !rest.empty();) {
     const size_t group = independent(rest);
     for (size_t first = 0, end = 0; first < layers.size(); first = end) {
       for (end = first; end < layers.size() && end - first < kMaxPools / 2; ++end)
         if (!same_pools(layers[first], layers[end])) break;
-      copy_group(layers.subspan(first, end - first), rest.first(group), cuda_context(device));
+      const std::span<const KvCacheView> host =
+          host_layers.empty() ? host_layers : host_layers.subspan(first, end - first);
+      copy_group(layers.subspan(first, end - first), host, rest.first(group), cuda_context(device));
     }
     rest = rest.subspan(group);
   }

@@ -34,19 +34,24 @@ class KvCacheTest : public testing::Test {
   }
   KvCacheManager& cache() { return cache_ ? *cache_ : make({.num_blocks = 8, .block_size = 4}); }
 
-  KvCacheManager::Admission add(SequenceId id, const Tokens& tokens, bool reuse = true) {
-    KvCacheManager::Admission admission;
-    EXPECT_TRUE(cache().add_sequence(id, tokens, static_cast<int>(tokens.size()), reuse, &admission));
-    return admission;
+  struct Added : KvCacheManager::Admission {
+    std::vector<KvBlockCopy> copies;
+  };
+
+  Added add(SequenceId id, const Tokens& tokens, bool reuse = true) {
+    Added added;
+    EXPECT_TRUE(cache().add_sequence(id, tokens, static_cast<int>(tokens.size()), reuse, &added));
+    cache().take_copies(added.copies);
+    return added;
   }
 
   void compute(SequenceId id, const Tokens& tokens) { cache().mark_computed(id, tokens); }
 
-  KvCacheManager::Admission run(SequenceId id, const Tokens& tokens, bool keep = true) {
-    const KvCacheManager::Admission admission = add(id, tokens);
+  Added run(SequenceId id, const Tokens& tokens, bool keep = true) {
+    const Added added = add(id, tokens);
     compute(id, tokens);
     cache().remove_sequence(id, keep);
-    return admission;
+    return added;
   }
 
   /// How many of these tokens a sequence would find now; leaves no trace but in the order of eviction.

@@ -161,7 +161,7 @@ TEST_F(SchedulerAheadTest, AFailedAdmissionLeavesNothingToFind) {
   add(3, 8, 9);
   const auto failed = plan();
   EXPECT_EQ(describe(failed), "2:6+1* 3:0+8*");
-  EXPECT_EQ(failed.items[0].admission.copies.size(), 1u);
+  EXPECT_EQ(failed.copies.size(), 1u);
   for (const Scheduler::Item& item : failed.items) {
     scheduler_->finish(item.id);
     scheduler_->complete(item, std::nullopt);

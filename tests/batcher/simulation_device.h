@@ -26,6 +26,7 @@ struct SimulatedStep {
     std::vector<int32_t> table;
   };
 
+  std::vector<KvBlockCopy> copies;
   std::vector<Work> work;
   std::vector<TokenId> sampled;
   bool executed = false;
@@ -37,14 +38,14 @@ class SimulatedDevice {
   explicit SimulatedDevice(const Setup& setup)
       : setup_(setup),
         memory_(setup.kv.num_blocks, std::vector<uint64_t>(setup.kv.block_size)),
+        host_memory_(setup.kv.num_host_blocks, std::vector<uint64_t>(setup.kv.block_size)),
         sampled_last_(setup.scheduler.max_batch_size, -1) {}
 
   void execute(SimulatedStep& step) {
     step.executed = true;
-    for (const auto& work : step.work) {
-      for (const KvBlockCopy& copy : work.item.admission.copies) {
-        std::copy_n(memory_[copy.source].begin(), copy.num_tokens, memory_[copy.destination].begin());
-      }
+    for (const KvBlockCopy& copy : step.copies) {
+      const std::vector<uint64_t>& source = blocks(copy.from).at(copy.source);
+      std::copy_n(source.begin(), copy.num_tokens, blocks(copy.to).at(copy.destination).begin());
     }
     for (auto& work : step.work) fill_pending(work);
     for (const auto& work : step.work) check_reads(work);
@@ -60,6 +61,10 @@ class SimulatedDevice {
     const size_t wanted = work.item.first + work.item.count;
     if (work.tokens.size() < wanted) work.tokens.push_back(sampled_last_[work.item.slot]);
     ASSERT_GE(work.tokens.size(), wanted);
+  }
+
+  std::vector<std::vector<uint64_t>>& blocks(KvMemory memory) {
+    return memory == KvMemory::kHost ? host_memory_ : memory_;
   }
 
   uint64_t& cell(const Work& work, int position) {
@@ -90,7 +95,8 @@ class SimulatedDevice {
 
   const Setup& setup_;
   std::vector<std::vector<uint64_t>> memory_;  // [block][position in block]
-  std::vector<TokenId> sampled_last_;          // by slot
+  std::vector<std::vector<uint64_t>> host_memory_;
+  std::vector<TokenId> sampled_last_;  // by slot
 };
 
 }  // namespace inflight

@@ -19,6 +19,7 @@ namespace {
 struct Tally {
   int64_t steps = 0, pauses = 0, copies = 0, shared_blocks = 0, evictions = 0, chunks = 0;
   int64_t cancelled_waiting = 0, cancelled_running = 0, cancelled_in_flight = 0, completed = 0;
+  int64_t offloads = 0, onboards = 0;
   int64_t pending_tokens = 0, chunks_ahead = 0, wasted = 0;
 };
 
@@ -118,14 +119,16 @@ class Simulation {
     const Scheduler::Step step = scheduler_.plan();
     for (const SequenceId id : step.paused) check_pause(id);
     if (step.items.empty()) {
+      ASSERT_TRUE(step.copies.empty()) << "copies without anybody who needs them";
       ASSERT_FALSE(steps_.empty() && !live_.empty()) << "nothing planned, nothing in flight, somebody lives";
       return;
     }
     check_budgets(step);
     SimulatedStep& under_way = steps_.emplace_back();
+    under_way.copies = step.copies;
     seen_in_step_.clear();
     for (const Scheduler::Item& item : step.items) {
-      check_item(item);
+      check_item(item, step.copies);
       if (testing::Test::HasFatalFailure()) return;
       const auto tokens = scheduler_.tokens(item.id);
       const auto table = kv_cache_.block_table(item.id);
@@ -179,7 +182,7 @@ class Simulation {
     ASSERT_LE(running, setup_.scheduler.max_batch_size);
   }
 
-  void check_item(const Scheduler::Item& item) {
+  void check_item(const Scheduler::Item& item, const std::vector<KvBlockCopy>& copies) {
     Live& sequence = live_.at(item.id);
     ASSERT_FALSE(sequence.ended);
     ASSERT_LT(sequence.in_flight, setup_.scheduler.plan_ahead ? 2 : 1);
@@ -187,7 +190,7 @@ class Simulation {
     const int size = known + sequence.samples_in_flight;
     ASSERT_LT(size, sequence.request->max_total_tokens);
     ASSERT_EQ(item.admitted, sequence.planned < 0);
-    if (item.admitted) take_admission(item, sequence, size);
+    if (item.admitted) take_admission(item, sequence, size, copies);
     if (testing::Test::HasFatalFailure()) return;
     ASSERT_EQ(item.first, sequence.planned);
     ASSERT_EQ(item.slot, sequence.slot);
@@ -207,24 +210,25 @@ class Simulation {
     sequence.samples_in_flight += item.samples;
   }
 
-  void take_admission(const Scheduler::Item& item, Live& sequence, int size) {
+  void take_admission(const Scheduler::Item& item, Live& sequence, int size, const std::vector<KvBlockCopy>& copies) {
     const KvCacheManager::Admission& admission = item.admission;
     const int block_size = setup_.kv.block_size;
-    const int shared = admission.reused_blocks - static_cast<int>(admission.copies.size());
+    const int shared = admission.reused_tokens / block_size, partial = admission.reused_tokens % block_size;
     ASSERT_LT(admission.reused_tokens, size);
-    ASSERT_EQ(shared, admission.reused_tokens / block_size);
+    ASSERT_EQ(admission.reused_blocks, shared + (partial > 0));
     ASSERT_EQ(shared + admission.new_blocks, kv_cache_.blocks_for(size));
     ASSERT_TRUE(admission.reused_tokens == 0 || (setup_.kv.enable_reuse && sequence.request->reuse_prefix));
-    for (const KvBlockCopy& copy : admission.copies) {
-      ASSERT_EQ(copy.destination, kv_cache_.block_table(item.id)[shared]);
-      ASSERT_EQ(copy.num_tokens, admission.reused_tokens % block_size);
-    }
+    const bool copied = std::any_of(copies.begin(), copies.end(), [&](const KvBlockCopy& copy) {
+      return copy.to == KvMemory::kDevice && copy.destination == kv_cache_.block_table(item.id)[shared] &&
+             copy.num_tokens == partial;
+    });
+    ASSERT_TRUE(partial == 0 || copied);
     for (const auto& [id, other] : live_) ASSERT_NE(other.slot, item.slot) << "slot taken twice";
     check_not_overtaking(item.id);
     sequence.planned = admission.reused_tokens;
     sequence.slot = item.slot;
     sequence.context_end = size;
-    tally_.copies += static_cast<int64_t>(admission.copies.size());
+    tally_.copies += partial > 0;
     tally_.shared_blocks += shared;
   }
 
@@ -295,9 +299,12 @@ class Simulation {
     ASSERT_EQ(stats.free_blocks, stats.max_blocks);
     ASSERT_EQ(stats.used_blocks, 0);
     tally_.evictions += stats.evicted_blocks;
+    tally_.offloads += stats.offloaded_blocks;
+    tally_.onboards += stats.onboarded_blocks;
     kv_cache_.clear_cache();
     kv_cache_.check_invariants();
     ASSERT_EQ(kv_cache_.stats().cached_blocks, 0);
+    ASSERT_EQ(kv_cache_.stats().used_host_blocks, 0);
   }
 
   const Workload workload_;
@@ -334,8 +341,8 @@ Tally run_workloads(CapacityPolicy policy, bool plan_ahead, uint64_t first_seed,
 
 void expect_paths_reached(const Tally& tally) {
   for (const int64_t count :
-       {tally.steps, tally.copies, tally.shared_blocks, tally.evictions, tally.chunks, tally.completed,
-        tally.cancelled_waiting, tally.cancelled_running, tally.cancelled_in_flight}) {
+       {tally.steps, tally.copies, tally.shared_blocks, tally.evictions, tally.offloads, tally.onboards, tally.chunks,
+        tally.completed, tally.cancelled_waiting, tally.cancelled_running, tally.cancelled_in_flight}) {
     EXPECT_GT(count, 100);
   }
 }

@@ -53,6 +53,8 @@ class WorkloadGenerator {
     setup.kv.num_blocks = between(2, 1 + 96 / setup.kv.block_size);
     setup.kv.enable_reuse = chance(0.8);
     setup.kv.enable_partial_reuse = chance(0.8);
+    if (chance(0.5)) setup.kv.num_host_blocks = between(1, 2 * setup.kv.num_blocks);
+    setup.kv.onboard_blocks = chance(0.8);
     setup.scheduler.max_batch_size = between(1, 8);
     setup.scheduler.max_num_tokens = chance(0.5) ? between(1, 12) : between(8, 64);
     setup.scheduler.enable_chunked_context = chance(0.6);

@@ -1,3 +1,6 @@
+#include <cstring>
+
+#include "inflight_batcher/engine/cuda_memory.h"
 #include "kernels/cuda/ops.h"
 #include "tests/cuda/gpu_harness.h"
 
@@ -21,8 +24,8 @@ void compare(DType dtype, int head_size, int num_layers, const std::vector<KvBlo
     layers.push_back({pools[i], pools[i + 1]});
     gpu_layers.push_back({*gpu_pools[i], *gpu_pools[i + 1]});
   }
-  ops().copy_kv_blocks(layers, copies, context());
-  cuda::copy_kv_blocks(gpu_layers, copies, gpu());
+  ops().copy_kv_blocks(layers, {}, copies, context());
+  cuda::copy_kv_blocks(gpu_layers, {}, copies, gpu());
   for (int i = 0; i < 2 * num_layers; ++i) EXPECT_EQ(gpu_pools[i]->host().bits(), pools[i].bits()) << "pool " << i;
 }
 
@@ -50,10 +53,52 @@ TEST_F(KvCopyGpu, TakesMoreCopiesAndLayersThanALaunchHolds) {
   compare(DType::kBfloat16, 16, 70, copies, random);
 }
 
+TEST_F(KvCopyGpu, GoesToTheHostsMemoryAndBack) {
+  Random random;
+  constexpr int kHostBlocks = 200, kLayers = 3;
+  const auto pool = [&](int blocks) {
+    return Tensor::random(DType::kBfloat16, {blocks, kHeads, kBlockSize, 40}, random);
+  };
+  std::vector<Tensor> pools, host_pools;
+  std::vector<std::unique_ptr<GpuTensor>> gpu_pools;
+  std::vector<PinnedMemory> pinned;
+  for (int i = 0; i < 2 * kLayers; ++i) {
+    pools.push_back(pool(kBlocks));
+    gpu_pools.push_back(std::make_unique<GpuTensor>(pools.back()));
+    host_pools.push_back(pool(kHostBlocks));
+    const TensorView view = host_pools.back();
+    pinned.emplace_back(view.bytes());
+    std::memcpy(pinned.back().data(), view.data, view.bytes());
+  }
+  std::vector<KvCacheView> layers, gpu_layers, host_layers, pinned_layers;
+  for (int i = 0; i < 2 * kLayers; i += 2) {
+    layers.push_back({pools[i], pools[i + 1]});
+    gpu_layers.push_back({*gpu_pools[i], *gpu_pools[i + 1]});
+    host_layers.push_back({host_pools[i], host_pools[i + 1]});
+    pinned_layers.push_back(host_layers.back());
+    pinned_layers.back().keys.data = pinned[i].data();
+    pinned_layers.back().values.data = pinned[i + 1].data();
+  }
+  std::vector<KvBlockCopy> copies;
+  for (int i = 0; i < 150; ++i) {  // few blocks, so that many copies depend on others
+    const auto memory = [&] { return random.integer(0, 1) ? KvMemory::kHost : KvMemory::kDevice; };
+    copies.push_back({random.integer(0, 11), random.integer(0, 11), random.integer(0, kBlockSize), memory(), memory()});
+  }
+  copies.push_back({kBlocks - 1, kHostBlocks - 1, kBlockSize, KvMemory::kDevice, KvMemory::kHost});
+  ops().copy_kv_blocks(layers, host_layers, copies, context());
+  cuda::copy_kv_blocks(gpu_layers, pinned_layers, copies, gpu());
+  gpu().synchronize();
+  for (int i = 0; i < 2 * kLayers; ++i) {
+    EXPECT_EQ(gpu_pools[i]->host().bits(), pools[i].bits()) << "pool " << i;
+    const TensorView view = host_pools[i];
+    EXPECT_EQ(std::memcmp(pinned[i].data(), view.data, view.bytes()), 0) << "host pool " << i;
+  }
+}
+
 TEST_F(KvCopyGpu, RefusesBlocksOutsideTheCache) {
   const GpuTensor pool(DType::kBfloat16, {5, 1, 4, 2});
   const KvCacheView layer{pool, pool};
-  const auto copy = [&](KvBlockCopy what) { cuda::copy_kv_blocks({&layer, 1}, {&what, 1}, gpu()); };
+  const auto copy = [&](KvBlockCopy what) { cuda::copy_kv_blocks({&layer, 1}, {}, {&what, 1}, gpu()); };
   EXPECT_EQ(error_of(ErrorCode::kInternal, [&] { copy({1, 5, 1}); }),
             "copy_kv_blocks: block 1 to 5 is outside the cache of 5 blocks");
   EXPECT_EQ(error_of(ErrorCode::kInternal, [&] { copy({1, 2, 5}); }), "copy_kv_blocks: 5 tokens of a block of 4");

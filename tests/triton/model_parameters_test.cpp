@@ -80,15 +80,14 @@ TEST(ModelParameters, UnknownKeysAndPoliciesWarn) {
 
 TEST(ModelParameters, NeutralValuesOfFeaturesToCome) {
   parsed({{"max_beam_width", "1"},
-          {"kv_cache_host_memory_bytes", "0"},
           {"gpu_weights_percent", "1.0"},
           {"speculative_decoding_fast_logits", "False"},
           {"num_nodes", "1"}});
 }
 
 TEST(ModelParameters, FeaturesToCome) {
-  for (const char* key : {"max_beam_width", "encoder_model_path", "kv_cache_host_memory_bytes", "lora_prefetch_dir",
-                          "medusa_choices", "guided_decoding_backend", "participant_ids", "sink_token_length"}) {
+  for (const char* key : {"max_beam_width", "encoder_model_path", "lora_prefetch_dir", "medusa_choices",
+                          "guided_decoding_backend", "participant_ids", "sink_token_length"}) {
     expect_error(ErrorCode::kUnsupported, std::string("parameter ") + key + " is '4', which needs a feature",
                  [&] { parsed({{key, "4"}}); });
   }

@@ -32,3 +32,16 @@ def test_kept_prompt_outlives_younger_ones(small, heldout_ids):
     for prompt in others:
         assert reused_blocks(small, prompt) == 0
     assert reused_blocks(small, kept) == 5
+
+
+def test_blocks_come_back_from_the_hosts_memory(start, heldout_ids):
+    """Thirty blocks of prompts, a pool of twelve."""
+    prompts = [[4090 - i, *heldout_ids[400 * i : 400 * i + 5 * BLOCK]] for i in range(6)]
+    sizes = {"kv_cache_block_size": BLOCK, "max_tokens_in_paged_kv_cache": 12 * BLOCK}
+    with start(**sizes, kv_cache_host_memory_bytes=16 << 20, stats_check_period_ms=20) as served:
+        first = [served.ask_tokens(prompt, 6)[0].tokens for prompt in prompts]
+        assert [served.ask_tokens(prompt, 6)[0].tokens for prompt in prompts] == first
+        assert reused_blocks(served, prompts[0]) == 5
+        served.wait_until_idle()
+        assert served.sample('="max"', "kv_cache_block") == 12
+        assert served.sample('memory_type="cpu"') > 16e6

@@ -28,7 +28,10 @@ struct OpTable {
   void (*add)(const AddArgs&, DeviceContext&) = nullptr;
   void (*rope_kv_write)(const RopeKvWriteArgs&, const BatchView&, DeviceContext&) = nullptr;
   void (*attention)(const AttentionArgs&, const BatchView&, DeviceContext&) = nullptr;
-  void (*copy_kv_blocks)(std::span<const KvCacheView> layers, std::span<const KvBlockCopy>, DeviceContext&) = nullptr;
+  /// In order: a copy may read what an earlier one wrote. `host_layers`: as many layers of the same heads, blocks and
+  /// dtype in memory that the device reads and writes itself (page-locked), or none.
+  void (*copy_kv_blocks)(std::span<const KvCacheView> layers, std::span<const KvCacheView> host_layers,
+                         std::span<const KvBlockCopy>, DeviceContext&) = nullptr;
   void (*sample)(const SampleArgs&, DeviceContext&) = nullptr;
 };
 

@@ -32,11 +32,17 @@ struct AttentionArgs {
   TensorView out;         // [T, Hq · D]
 };
 
-/// One block of every layer copied within the cache (partial-block reuse): tokens [0, num_tokens) of `source`.
+/// Where a KV block lies: in the cache that attention reads, or in the host's memory beside it.
+enum class KvMemory : uint8_t { kDevice, kHost };
+
+/// One block of every layer copied within the cache (partial-block reuse), to the host's memory or back: tokens
+/// [0, num_tokens) of `source`.
 struct KvBlockCopy {
   int source = 0;
   int destination = 0;
   int num_tokens = 0;
+  KvMemory from = KvMemory::kDevice;
+  KvMemory to = KvMemory::kDevice;
 };
 
 }  // namespace inflight
