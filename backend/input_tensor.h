@@ -38,6 +38,7 @@ class RowValue {
   RowValue(const InputTensor& tensor, int row, int rows);
 
   const std::string& name() const { return tensor_->name; }
+  DataType type() const { return tensor_->type; }
   int64_t elements() const { return elements_; }
 
   /// Any element with a bit set; for texts: any that is not empty.

@@ -108,6 +108,11 @@ void write_generation_logits(Writer writer, const Result& result) {
   }
 }
 
+/// Of the verified draft tokens; 0 without any, as the contract has it.
+float acceptance_rate(const PerfMetrics& perf) {
+  return perf.draft_tokens == 0 ? 0.0f : static_cast<float>(perf.accepted_draft_tokens) / perf.draft_tokens;
+}
+
 const OutputField kFields[] = {
     {"output_ids", DataType::kInt32, always, [](Writer w, const Result& r) { write_tokens(w, r.tokens); }},
     {"sequence_length", DataType::kInt32, always,
@@ -142,11 +147,12 @@ const OutputField kFields[] = {
      [](Writer w, const Result& r) { w.scalar(r.perf.first_token_time_ns); }},
     {"last_token_time_ns", DataType::kInt64, if_perf_metrics,
      [](Writer w, const Result& r) { w.scalar(r.perf.last_token_time_ns); }},
-    // No speculation: the contract wants zeros.
-    {"acceptance_rate", DataType::kFp32, if_perf_metrics, [](Writer w, const Result&) { w.scalar(0.0f); }},
+    {"acceptance_rate", DataType::kFp32, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(acceptance_rate(r.perf)); }},
     {"total_accepted_draft_tokens", DataType::kInt32, if_perf_metrics,
-     [](Writer w, const Result&) { w.scalar<int32_t>(0); }},
-    {"total_draft_tokens", DataType::kInt32, if_perf_metrics, [](Writer w, const Result&) { w.scalar<int32_t>(0); }},
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.perf.accepted_draft_tokens)); }},
+    {"total_draft_tokens", DataType::kInt32, if_perf_metrics,
+     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.perf.draft_tokens)); }},
 };
 static_assert(std::size(kFields) <= 64, "OutputSet holds a bit for each output");
 

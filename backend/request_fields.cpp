@@ -5,6 +5,7 @@
 #include <limits>
 #include <unordered_map>
 
+#include "backend/half.h"
 #include "backend/triton.h"
 #include "backend/word_list.h"
 
@@ -45,6 +46,17 @@ void store_end_id(Value value, Row row) {
 void store_no_repeat_ngram_size(Value value, Row row) {
   const auto size = value.scalar_at_least<int32_t>(0);
   row.request.sampling.no_repeat_ngram_size = size >= (1 << 30) ? 0 : size;
+}
+
+void store_draft_logits(Value value, Row row) {
+  std::vector<float>& logits = row.request.draft_logits;
+  check(value.type() == DataType::kFp32 || value.type() == DataType::kFp16, ErrorCode::kInvalidArgument, "input ",
+        value.name(), " is ", TRITONSERVER_DataTypeString(value.type()), "; wanted FP32 or FP16");
+  if (value.type() == DataType::kFp32) {
+    logits = value.values<float>();
+  } else {
+    for (const uint16_t bits : value.values<uint16_t>()) logits.push_back(from_half(bits));
+  }
 }
 
 void warn_deprecated(Value value, Row) {
@@ -100,6 +112,11 @@ const RequestField kFields[] = {
      [](Value v, Row r) { r.retention.decode_priority = v.scalar<int32_t>(); }},
     {"retention_decode_duration_ms", DataType::kInt32, Use::kStore,
      [](Value v, Row r) { r.retention.decode_duration_ms = v.scalar<int32_t>(); }},
+    {"draft_input_ids", DataType::kInt32, Use::kStore,
+     [](Value v, Row r) { r.request.draft_tokens = v.values<int32_t>(); }},
+    {"draft_logits", DataType::kInvalid, Use::kStore, store_draft_logits},
+    {"draft_acceptance_threshold", DataType::kFp32, Use::kStore,
+     [](Value v, Row r) { r.request.draft_acceptance_threshold = v.scalar<float>(); }},
     {"return_log_probs", DataType::kBool, Use::kStore, [](Value v, Row r) { r.request.output.log_probs = v.flag(); }},
     {"return_context_logits", DataType::kBool, Use::kStore,
      [](Value v, Row r) { r.request.output.context_logits = v.flag(); }},
@@ -143,9 +160,6 @@ const RequestField kFields[] = {
     {"lora_task_id", DataType::kUint64, Use::kLater},
     {"lora_weights", DataType::kFp16, Use::kLater},
     {"lora_config", DataType::kInt32, Use::kLater},
-    {"draft_input_ids", DataType::kInt32, Use::kLater},
-    {"draft_logits", DataType::kInvalid, Use::kLater},
-    {"draft_acceptance_threshold", DataType::kFp32, Use::kLaterIfNonzero},
     {"context_phase_params", DataType::kUint8, Use::kLater},
     {"guided_decoding_guide_type", DataType::kBytes, Use::kLaterIfNonzero},
     {"guided_decoding_guide", DataType::kBytes, Use::kLaterIfNonzero},

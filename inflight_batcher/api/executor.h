@@ -52,6 +52,8 @@ struct ExecutorStats {
   int64_t tokens_generated = 0;
   int64_t tokens_prefilled = 0;  // prompt tokens computed
   int64_t tokens_reused = 0;     // prompt tokens taken from the prefix tree
+  int64_t draft_tokens = 0;      // verified
+  int64_t accepted_draft_tokens = 0;
   int64_t memory_cpu_bytes = 0;
   int64_t memory_gpu_bytes = 0;
   int64_t memory_pinned_bytes = 0;

@@ -54,7 +54,15 @@ struct Request {
   std::vector<float> embedding_bias;             // [vocabulary] added to the logits, or empty
   RetentionConfig retention;                     // of its KV blocks
   float priority = 0.5f;                         // 0..1, higher first; equal: first come, first served
-  std::chrono::microseconds timeout{0};          // from submission; 0 = none. What is there then is the answer
+  /// What another model thinks will follow the prompt: verified in the step that computes the prompt's end, as far as
+  /// max_tokens - 1, the step's token budget and the KV blocks allow. Without logits, the leading ones that equal what
+  /// would be sampled anyway are accepted: drafts never change the answer. With them, a draft of probability q is
+  /// accepted with probability min(1, p / q), p being its probability here; the draft model is taken to have sampled
+  /// with the same SamplingConfig. Either way one token more is sampled. Beam width 1.
+  std::vector<TokenId> draft_tokens;
+  std::vector<float> draft_logits;                  // [draft_tokens, vocabulary], or empty
+  std::optional<float> draft_acceptance_threshold;  // (0, 1]: with draft_logits, accept if p >= threshold · q instead
+  std::chrono::microseconds timeout{0};             // from submission; 0 = none. What is there then is the answer
 };
 
 }  // namespace inflight

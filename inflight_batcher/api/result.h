@@ -31,6 +31,8 @@ struct PerfMetrics {
   int64_t first_scheduled_time_ns = 0;
   int64_t first_token_time_ns = 0;
   int64_t last_token_time_ns = 0;
+  int draft_tokens = 0;           // verified
+  int accepted_draft_tokens = 0;  // of them, those that are part of the answer
 };
 
 /// A piece of the answer to one sequence of a request: new tokens, or an error. Results of one sequence arrive in

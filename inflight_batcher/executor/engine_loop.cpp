@@ -101,7 +101,7 @@ void Executor::Impl::add_to_scheduler(const SequencePtr& sequence) {
   const Request& request = sequence->request->request;
   const bool reuse = !request.output.context_logits && request.output.additional_outputs.empty();
   scheduler_.add({sequence->id, request.input_ids, sequence->prompt_length() + request.max_tokens, request.priority,
-                  reuse, sequence->request->kv_policy});
+                  reuse, sequence->request->kv_policy, request.draft_tokens});
 }
 
 void Executor::Impl::release_siblings(const SequencePtr& first) {
@@ -188,9 +188,9 @@ void Executor::Impl::finish_oldest_step() {
   std::unique_ptr<StepInFlight> flight = std::move(in_flight_.front());
   in_flight_.pop_front();
   step_end_ns_ = steady_ns();
+  match_drafts(*flight);
   take_logits(*flight);
-  size_t sampled_row = 0;
-  for (size_t item = 0; item < flight->plan.items.size(); ++item) handle_item(*flight, item, sampled_row);
+  for (size_t item = 0; item < flight->plan.items.size(); ++item) handle_item(*flight, item);
   flight->sequences.clear();  // an idle executor holds on to no request
   spare_steps_.push_back(std::move(flight));
 }
@@ -229,7 +229,7 @@ void Executor::Impl::update_stats(const StepInFlight& flight) {
     if (item.admitted) stats.tokens_reused += item.admission.reused_tokens;
     if (!item.is_context) continue;
     ++stats.context_requests;
-    stats.context_tokens += item.count;
+    stats.context_tokens += item.count - static_cast<int>(item.drafts.size());
   }
   stats.generation_requests = stats.scheduled_requests - stats.context_requests;
   stats.tokens_prefilled += stats.context_tokens;

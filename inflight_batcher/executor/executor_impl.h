@@ -67,10 +67,12 @@ class Executor::Impl {
   void end_live_requests(ErrorCode code, const std::string& why);
 
   // sequence_results.cpp: what a step's answers mean for its sequences.
-  void handle_item(StepInFlight& flight, size_t item, size_t& sampled_row);
+  void match_drafts(StepInFlight& flight);
+  void handle_item(StepInFlight& flight, size_t item);
   void take_logits(StepInFlight& flight);
   void take_captures(StepInFlight& flight, size_t index);
-  void accept_token(const SequencePtr& sequence, TokenId token, float log_prob);
+  void accept_tokens(const SequencePtr& sequence, std::span<const TokenId> tokens, std::span<const float> log_probs);
+  FinishReason accept_token(SequenceState& sequence, TokenId token, float log_prob);
   void end_sequence(const SequencePtr& sequence, FinishReason reason);
   void fail_sequence(const SequencePtr& sequence, ErrorCode code, const std::string& why);
   void close_sequence(const SequencePtr& sequence, Result& result);

@@ -47,6 +47,20 @@ void check_sampling(const SamplingConfig& sampling) {
   check_range("min_tokens", sampling.min_tokens, 0, INT32_MAX);
 }
 
+void check_drafts(const Request& request, int vocabulary) {
+  const size_t drafts = request.draft_tokens.size();
+  for (TokenId token : request.draft_tokens) check_token("draft token", token, vocabulary);
+  require(drafts == 0 || request.sampling.beam_width == 1, "draft_tokens with beam_width ", request.sampling.beam_width,
+          ", wanted 1");
+  require(request.draft_logits.empty() || request.draft_logits.size() == drafts * vocabulary, "draft_logits has ",
+          request.draft_logits.size(), " values, wanted ", drafts, " draft tokens x ", vocabulary, " tokens");
+  if (!request.draft_acceptance_threshold) return;
+  const float threshold = *request.draft_acceptance_threshold;
+  require(threshold > 0.0f && threshold <= 1.0f, "draft_acceptance_threshold is ", threshold,
+          ", wanted more than 0 and at most 1");
+  require(drafts > 0, "draft_acceptance_threshold is ", threshold, " without draft tokens");
+}
+
 void check_outputs(const Request& request, const ModelInfo& model, const Plan& plan) {
   if (request.output.additional_outputs.empty()) return;
   check(model.tensor_parallel == 1, ErrorCode::kUnsupported,
@@ -88,6 +102,7 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan, i
   require(request.output.prefix_tokens >= 0, "prefix_tokens is ", request.output.prefix_tokens, ", wanted at least 0");
   check_retention(request.retention);
   check_sampling(request.sampling);
+  check_drafts(request, model.vocabulary_size);
   check_outputs(request, model, plan);
   check_logits_bytes(request, model, max_logits_bytes);
 }

@@ -13,12 +13,27 @@ void append_rows(std::vector<float>& out, const std::vector<float>& values, size
 
 }  // namespace
 
+// The leading drafts that were sampled in their places.
+void Executor::Impl::match_drafts(StepInFlight& flight) {
+  flight.sampled.clear();
+  size_t row = 0;
+  for (const Scheduler::Item& item : flight.plan.items) {
+    StepInFlight::Sampled& sampled = flight.sampled.emplace_back();
+    sampled.first_row = row;
+    const auto found = flight.step.tokens.begin() + static_cast<std::ptrdiff_t>(row);
+    const auto differ = std::mismatch(item.drafts.begin(), item.drafts.end(), found).first;
+    sampled.accepted = static_cast<size_t>(differ - item.drafts.begin());
+    if (item.samples) row += 1 + item.drafts.size();
+  }
+}
+
 void Executor::Impl::take_logits(StepInFlight& flight) {
   const auto width = static_cast<size_t>(model_.vocabulary_size);
   const auto take = [&](size_t use) {
     const StepInFlight::LogitsUse& wanted = flight.logits_uses[use];
     SequenceState& sequence = *flight.sequences[wanted.item];
     if (sequence.finished) return;
+    if (wanted.draft > static_cast<int>(flight.sampled[wanted.item].accepted)) return;
     if (wanted.context) {
       append_rows(sequence.context_logits, flight.step.logits, use, width);
       ++sequence.context_logits_rows;
@@ -37,7 +52,8 @@ void Executor::Impl::take_logits(StepInFlight& flight) {
 void Executor::Impl::take_captures(StepInFlight& flight, size_t index) {
   SequenceState& sequence = *flight.sequences[index];
   const Scheduler::Item& item = flight.plan.items[index];
-  const int known = std::clamp(sequence.marked_rows - item.first, 0, item.count);
+  const int count = item.count - static_cast<int>(item.drafts.size() - flight.sampled[index].accepted);
+  const int known = std::clamp(sequence.marked_rows - item.first, 0, count);
   const size_t tokens = flight.step.token_ids.size();
   for (const auto& [name, values] : flight.step.captures) {
     const std::string base = name.substr(0, name.rfind(".layer"));
@@ -48,52 +64,66 @@ void Executor::Impl::take_captures(StepInFlight& flight, size_t index) {
     const size_t width = values.size() / tokens;
     MarkedOutput& out = sequence.additional_outputs[name];
     out.width = static_cast<int>(width);
-    for (int row = flight.step.query_offsets[index] + known; row < flight.step.query_offsets[index + 1]; ++row)
-      append_rows(out.values, values, row, width);
+    const int first = flight.step.query_offsets[index];
+    for (int row = first + known; row < first + count; ++row) append_rows(out.values, values, row, width);
   }
-  sequence.marked_rows = std::max(sequence.marked_rows, item.first + item.count);
+  sequence.marked_rows = std::max(sequence.marked_rows, item.first + count);
 }
 
-void Executor::Impl::handle_item(StepInFlight& flight, size_t index, size_t& sampled_row) {
+void Executor::Impl::handle_item(StepInFlight& flight, size_t index) {
   const Scheduler::Item& item = flight.plan.items[index];
   const SequencePtr& sequence = flight.sequences[index];
-  std::optional<TokenId> token;
-  float log_prob = 0.0f;
-  if (item.samples) {
-    token = flight.step.tokens[sampled_row];
-    log_prob = flight.step.log_probs[sampled_row];
-    ++sampled_row;
-  }
+  const auto [first_row, accepted] = flight.sampled[index];
+  const size_t count = item.samples ? 1 + accepted : 0;
+  const auto tokens = std::span<const TokenId>(flight.step.tokens).subspan(first_row, count);
   if (flight.step.return_captures && !sequence->finished) take_captures(flight, index);
-  scheduler_.complete(item, token);
-  if (!token || sequence->finished) return;
+  const int drafts = static_cast<int>(item.drafts.size());
+  scheduler_.complete(item, tokens);
+  if (tokens.empty() || sequence->finished) return;
   if (!sequence->context_done) {
     sequence->context_done = true;
     if (sequence->index == 0) release_siblings(sequence);
   }
-  accept_token(sequence, *token, log_prob);
+  sequence->perf.draft_tokens += drafts;
+  counters_.draft_tokens += drafts;
+  accept_tokens(sequence, tokens, std::span<const float>(flight.step.log_probs).subspan(first_row, count));
 }
 
-void Executor::Impl::accept_token(const SequencePtr& sequence, TokenId token, float log_prob) {
-  const Request& request = sequence->request->request;
+// All but the last one are drafts.
+void Executor::Impl::accept_tokens(const SequencePtr& sequence, std::span<const TokenId> tokens,
+                                   std::span<const float> log_probs) {
   if (sequence->perf.first_token_time_ns == 0) sequence->perf.first_token_time_ns = step_end_ns_;
   sequence->perf.last_token_time_ns = step_end_ns_;
-  ++counters_.tokens_generated;
-
-  const std::vector<TokenId>& ends = sequence->request->end_ids;
-  const bool ends_allowed = static_cast<int>(sequence->generated.size()) >= request.sampling.min_tokens;
-  if (ends_allowed && std::find(ends.begin(), ends.end(), token) != ends.end())
-    return end_sequence(sequence, FinishReason::kEndId);
-  sequence->generated.push_back(token);
-  if (request.output.log_probs) {
-    sequence->log_probs.push_back(log_prob);
-    sequence->cum_log_prob += log_prob;
+  FinishReason reason = FinishReason::kNotFinished;
+  size_t taken = 0;
+  while (taken < tokens.size() && reason == FinishReason::kNotFinished) {
+    const bool is_draft = taken + 1 < tokens.size();
+    sequence->perf.accepted_draft_tokens += is_draft;
+    counters_.accepted_draft_tokens += is_draft;
+    ++counters_.tokens_generated;
+    reason = accept_token(*sequence, tokens[taken], log_probs[taken]);
+    ++taken;
   }
-  const int count = static_cast<int>(sequence->generated.size());
-  if (count >= request.sampling.min_tokens && ends_in_stop_word(request.stop_words, sequence->generated))
-    return end_sequence(sequence, FinishReason::kStopWords);
-  if (count >= request.max_tokens) return end_sequence(sequence, FinishReason::kLength);
-  if (request.output.streaming) emit_new_tokens(sequence, FinishReason::kNotFinished);
+  for (auto& [name, output] : sequence->additional_outputs)  // of drafts behind the end
+    output.values.resize(output.values.size() - (tokens.size() - taken) * output.width);
+  if (reason != FinishReason::kNotFinished) return end_sequence(sequence, reason);
+  if (sequence->output().streaming) emit_new_tokens(sequence, reason);
+}
+
+FinishReason Executor::Impl::accept_token(SequenceState& sequence, TokenId token, float log_prob) {
+  const Request& request = sequence.request->request;
+  const std::vector<TokenId>& ends = sequence.request->end_ids;
+  const bool ends_allowed = static_cast<int>(sequence.generated.size()) >= request.sampling.min_tokens;
+  if (ends_allowed && std::find(ends.begin(), ends.end(), token) != ends.end()) return FinishReason::kEndId;
+  sequence.generated.push_back(token);
+  if (request.output.log_probs) {
+    sequence.log_probs.push_back(log_prob);
+    sequence.cum_log_prob += log_prob;
+  }
+  const int count = static_cast<int>(sequence.generated.size());
+  if (count >= request.sampling.min_tokens && ends_in_stop_word(request.stop_words, sequence.generated))
+    return FinishReason::kStopWords;
+  return count >= request.max_tokens ? FinishReason::kLength : FinishReason::kNotFinished;
 }
 
 // A result on its way out, to be filled in before the next one.

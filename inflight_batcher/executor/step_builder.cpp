@@ -8,10 +8,13 @@ namespace inflight {
 
 namespace {
 
+int num_drafts(const Scheduler::Item& item) { return static_cast<int>(item.drafts.size()); }
+
 void pack_tokens(Step& step, const Scheduler::Item& item, std::span<const TokenId> tokens, int32_t sequence) {
   const int known = static_cast<int>(tokens.size());
   for (int i = item.first; i < item.first + item.count; ++i) {
-    step.token_ids.push_back(i < known ? tokens[i] : Step::kPendingToken);
+    const bool guessed = i >= known && i - known < num_drafts(item);
+    step.token_ids.push_back(i < known ? tokens[i] : guessed ? item.drafts[i - known] : Step::kPendingToken);
     step.positions.push_back(i);
     step.token_sequences.push_back(sequence);
   }
@@ -43,21 +46,43 @@ void pack_block_tables(Step& step, const std::vector<Scheduler::Item>& items, co
 
 int last_row(const Step& step, size_t item) { return step.query_offsets[item + 1] - 1; }
 
-void add_sampling_rows(StepInFlight& flight, const Scheduler& scheduler) {
+// The row behind `draft` drafts of the item, which stands in front of the next one.
+void add_sampling_row(StepInFlight& flight, size_t index, int draft, std::span<const TokenId> history, int pending) {
   Step& step = flight.step;
+  const Scheduler::Item& item = flight.plan.items[index];
+  const SequenceState& sequence = *flight.sequences[index];
+  const Request& request = sequence.request->request;
+  SamplingRow& row = step.sampling.emplace_back(sequence.sampling);
+  row.history = history;
+  row.pending = pending;
+  if (!request.draft_logits.empty() && draft < num_drafts(item)) {
+    const size_t vocabulary = request.draft_logits.size() / request.draft_tokens.size();
+    row.draft_logits = std::span(request.draft_logits).subspan(draft * vocabulary, vocabulary);
+    row.draft_token = item.drafts[draft];
+    row.draft_threshold = request.draft_acceptance_threshold.value_or(0.0f);
+  }
+  step.logits_rows.push_back(last_row(step, index) - num_drafts(item) + draft);
+
+  const bool at_prompt_end = item.first + item.count - num_drafts(item) == sequence.prompt_length();
+  const bool context = sequence.output().context_logits && draft == 0 && at_prompt_end;
+  const bool generation = sequence.output().generation_logits;
+  step.return_logits.push_back(context || generation);
+  if (context || generation) flight.logits_uses.push_back({static_cast<int>(index), context, generation, draft});
+}
+
+void add_sampling_rows(StepInFlight& flight, const Scheduler& scheduler) {
   for (size_t i = 0; i < flight.plan.items.size(); ++i) {
     const Scheduler::Item& item = flight.plan.items[i];
     if (!item.samples) continue;
-    const SequenceState& sequence = *flight.sequences[i];
-    SamplingRow& row = step.sampling.emplace_back(sequence.sampling);
-    row.history = scheduler.tokens(item);
-    row.pending = item.first + item.count - static_cast<int>(row.history.size());
-    step.logits_rows.push_back(last_row(step, i));
-
-    const bool context = sequence.output().context_logits && item.first + item.count == sequence.prompt_length();
-    const bool generation = sequence.output().generation_logits;
-    step.return_logits.push_back(context || generation);
-    if (context || generation) flight.logits_uses.push_back({static_cast<int>(i), context, generation});
+    const std::span<const TokenId> tokens = scheduler.tokens(item);
+    if (item.drafts.empty()) {
+      add_sampling_row(flight, i, 0, tokens, item.first + item.count - static_cast<int>(tokens.size()));
+      continue;
+    }
+    std::vector<TokenId>& history = flight.draft_histories.emplace_back(tokens.begin(), tokens.end());
+    history.insert(history.end(), item.drafts.begin(), item.drafts.end());
+    for (int draft = 0; draft <= num_drafts(item); ++draft)
+      add_sampling_row(flight, i, draft, std::span(history).first(tokens.size() + draft), 0);
   }
 }
 
@@ -84,6 +109,7 @@ void build_step(StepInFlight& flight, const Scheduler& scheduler, const KvCacheM
   Step& step = flight.step;
   step.clear();
   flight.logits_uses.clear();
+  flight.draft_histories.clear();
   step.query_offsets.push_back(0);
   for (size_t i = 0; i < flight.plan.items.size(); ++i) {
     const Scheduler::Item& item = flight.plan.items[i];

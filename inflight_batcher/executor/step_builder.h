@@ -19,8 +19,17 @@ struct StepInFlight {
     int item = 0;
     bool context = false;
     bool generation = false;
+    int draft = 0;  // of a row that samples: how many drafts are before it
   };
   std::vector<LogitsUse> logits_uses;
+
+  /// By item: its rows among those that sample, and how many of its drafts they confirmed. Filled in with the answers.
+  struct Sampled {
+    size_t first_row = 0;
+    size_t accepted = 0;
+  };
+  std::vector<Sampled> sampled;
+  std::vector<std::vector<TokenId>> draft_histories;  // prompt and drafts, where there are any
 };
 
 /// Packs the planned items: tokens, positions, block tables, rows to sample and rows to return.

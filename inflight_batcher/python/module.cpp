@@ -127,6 +127,9 @@ void bind_request(nb::module_& m) {
           "retention_decode", [](const Request& r) { return r.retention.decode; },
           [](Request& r, const Retention& retention) { r.retention.decode = retention; })
       .def_rw("priority", &Request::priority)
+      .def_rw("draft_tokens", &Request::draft_tokens)
+      .def_rw("draft_logits", &Request::draft_logits)
+      .def_rw("draft_acceptance_threshold", &Request::draft_acceptance_threshold, nb::arg().none())
       .def_rw("timeout", &Request::timeout);
 }
 
@@ -138,7 +141,9 @@ void bind_result(nb::module_& m) {
       .def_ro("arrival_time_ns", &PerfMetrics::arrival_time_ns)
       .def_ro("first_scheduled_time_ns", &PerfMetrics::first_scheduled_time_ns)
       .def_ro("first_token_time_ns", &PerfMetrics::first_token_time_ns)
-      .def_ro("last_token_time_ns", &PerfMetrics::last_token_time_ns);
+      .def_ro("last_token_time_ns", &PerfMetrics::last_token_time_ns)
+      .def_ro("draft_tokens", &PerfMetrics::draft_tokens)
+      .def_ro("accepted_draft_tokens", &PerfMetrics::accepted_draft_tokens);
   nb::class_<Result>(m, "Result")
       .def_ro("request_id", &Result::request_id)
       .def_ro("sequence_index", &Result::sequence_index)
@@ -221,6 +226,8 @@ nb::dict stats_dict(const ExecutorStats& stats) {
   FIELD(tokens_generated);
   FIELD(tokens_prefilled);
   FIELD(tokens_reused);
+  FIELD(draft_tokens);
+  FIELD(accepted_draft_tokens);
   FIELD(memory_cpu_bytes);
   FIELD(memory_gpu_bytes);
   FIELD(memory_pinned_bytes);

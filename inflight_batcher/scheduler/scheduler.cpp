@@ -54,6 +54,7 @@ void Scheduler::Impl::add(NewSequence added) {
   sequence.priority = added.priority;
   sequence.reuse_prefix = added.reuse_prefix;
   sequence.kv_policy = std::move(added.kv_policy);
+  sequence.drafts = std::move(added.drafts);
   sequence.arrival = next_arrival_++;
   waiting_.insert(&sequence);
 }
@@ -77,14 +78,16 @@ bool Scheduler::Impl::fits(int prompt_tokens, int max_total_tokens, std::string*
   return true;
 }
 
-void Scheduler::Impl::complete(const Item& item, std::optional<TokenId> sampled) {
+void Scheduler::Impl::complete(const Item& item, std::span<const TokenId> sampled) {
   Sequence& sequence = at_slot(item);
   check(sequence.in_flight() && sequence.computed == item.first, ErrorCode::kInternal, "sequence ", item.id,
         " completes tokens from ", item.first,
         sequence.in_flight() ? ", in flight are those from " : ", not in flight at ", sequence.computed);
   // Of a finished one it no longer matters whether its step came to a token or failed.
-  check(sequence.finished || sampled.has_value() == item.samples, ErrorCode::kInternal, "sequence ", item.id,
-        " completes ", sampled ? "with" : "without", " a sampled token, its item says otherwise");
+  const size_t most = item.samples ? 1 + item.drafts.size() : 0;
+  check(sequence.finished || (sampled.empty() != item.samples && sampled.size() <= most), ErrorCode::kInternal,
+        "sequence ", item.id, " completes with ", sampled.size(), " sampled tokens, wanted ", item.samples ? 1 : 0,
+        " to ", most);
   --sequence.items_in_flight;
   sequence.samples_in_flight -= item.samples;
   sequence.computed += item.count;
@@ -95,9 +98,16 @@ void Scheduler::Impl::complete(const Item& item, std::optional<TokenId> sampled)
     sequences_.erase(item.id);
     return;
   }
+  if (!item.drafts.empty()) {
+    const int refused = static_cast<int>(most - sampled.size());
+    sequence.computed -= refused;
+    sequence.planned -= refused;
+    sequence.drafts_in_flight = 0;
+  }
+  sequence.tokens.insert(sequence.tokens.end(), sampled.begin(), sampled.end());
+  if (item.samples) sequence.drafts.clear();
   // Only full blocks can be found by others while the sequence runs.
   if (sequence.computed / block_size_ != item.first / block_size_) mark_computed(sequence);
-  if (sampled) sequence.tokens.push_back(*sampled);
 }
 
 void Scheduler::Impl::finish(SequenceId id) {
@@ -175,7 +185,11 @@ Scheduler::Step Scheduler::plan() {
 
 void Scheduler::plan_into(Step& step) { impl_->plan_into(step); }
 
-void Scheduler::complete(const Item& item, std::optional<TokenId> sampled) { impl_->complete(item, sampled); }
+void Scheduler::complete(const Item& item, std::optional<TokenId> sampled) {
+  impl_->complete(item, sampled ? std::span<const TokenId>(&*sampled, 1) : std::span<const TokenId>());
+}
+
+void Scheduler::complete(const Item& item, std::span<const TokenId> sampled) { impl_->complete(item, sampled); }
 
 void Scheduler::finish(SequenceId id) { impl_->finish(id); }
 

@@ -54,16 +54,19 @@ class Scheduler {
     float priority = 0.5f;
     bool reuse_prefix = true;
     KvCacheManager::PolicyPtr kv_policy;  // null: all by default
+    std::vector<TokenId> drafts;  // guessed to follow the prompt: computed once, in the step that samples first
   };
 
   /// One sequence's part of a step: tokens [first, first + count) of it are computed. Of a sequence in flight the last
-  /// one may be unknown yet: then it is tokens(id).size() <= first (and count is 1).
+  /// one may be unknown yet: then it is tokens(id).size() <= first (and count is 1). The last drafts.size() of them are
+  /// guesses; such an item is the last one of its sequence in flight.
   struct Item {
     SequenceId id = 0;
     int slot = 0;  // row of per-sequence state, stable while the sequence runs
     int first = 0;
     int count = 0;
     bool samples = false;                 // the step computes its last token there is: a new one comes out
+    std::span<const TokenId> drafts;      // valid until the item completes
     bool admitted = false;                // first step since it waited (new or paused before)
     bool is_context = false;              // computes prompt tokens, or recomputes after a pause
     KvCacheManager::Admission admission;  // when admitted
@@ -108,6 +111,10 @@ class Scheduler {
   /// token when the item sampled. The caller finishes sequences itself (finish()). Steps complete in the order of
   /// plan().
   void complete(const Item& item, std::optional<TokenId> sampled);
+
+  /// The same for an item that sampled with drafts: the leading ones that were confirmed, and one token more. What was
+  /// computed of the other drafts is void.
+  void complete(const Item& item, std::span<const TokenId> sampled);
 
   /// Ends a sequence, waiting or running; frees slot and blocks. If it is in flight, what it computes is discarded:
   /// its slot and blocks are held until complete() has been called for its last item, but it is no longer contained or

@@ -19,7 +19,7 @@ class Scheduler::Impl {
   void add(NewSequence added);
   bool fits(int prompt_tokens, int max_total_tokens, std::string* why) const;
   void plan_into(Step& step);
-  void complete(const Item& item, std::optional<TokenId> sampled);
+  void complete(const Item& item, std::span<const TokenId> sampled);
   void finish(SequenceId id);
   std::span<const TokenId> tokens(SequenceId id) const;
   std::span<const TokenId> tokens(const Item& item) const { return at_slot(item).tokens; }
@@ -45,6 +45,9 @@ class Scheduler::Impl {
   void plan_contexts(Step& step);
   int chunk_of(const Sequence& sequence, const Step& step) const;
   Item& push_item(Sequence& sequence, int count, Step& step);
+  Item& push_context(Sequence& sequence, Step& step);
+  int room_for_drafts(Sequence& sequence, const Step& step);
+  void note_blocks(Sequence& sequence, int blocks);
   bool grow(Sequence& sequence, Step& step);
   Sequence* lowest_pausable_below(const Sequence& sequence) const;
   void pause(Sequence& sequence, Step& step);

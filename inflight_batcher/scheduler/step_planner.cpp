@@ -37,7 +37,7 @@ bool Scheduler::Impl::has_room(const Step& step) const {
 }
 
 bool Scheduler::Impl::can_advance(const Sequence& sequence) const {
-  return sequence.items_in_flight < items_limit_ && !sequence.has_all_tokens();
+  return sequence.items_in_flight < items_limit_ && sequence.drafts_in_flight == 0 && !sequence.has_all_tokens();
 }
 
 /// One token for each running sequence that is past its context; gathers those that are not into contexts_.
@@ -65,7 +65,7 @@ void Scheduler::Impl::plan_contexts(Step& step) {
     if (head && (!under_way || HigherRank()(head, under_way))) {
       admitting = admit(*head, step);
     } else if (under_way) {
-      push_item(*under_way, chunk_of(*under_way, step), step);
+      push_context(*under_way, step);
       ++next;
     } else {
       return;
@@ -92,6 +92,39 @@ Scheduler::Item& Scheduler::Impl::push_item(Sequence& sequence, int count, Step&
   return item;
 }
 
+/// A chunk of the context; behind its last token come the drafts, as far as there is room.
+Scheduler::Item& Scheduler::Impl::push_context(Sequence& sequence, Step& step) {
+  Item& item = push_item(sequence, chunk_of(sequence, step), step);
+  if (!item.samples || sequence.drafts.empty()) return item;
+  const int count = room_for_drafts(sequence, step);
+  item.drafts = std::span(sequence.drafts).first(count);
+  item.count += count;
+  step.num_tokens += count;
+  sequence.planned += count;
+  sequence.drafts_in_flight = count;
+  return item;
+}
+
+/// How many of the drafts the step's budget and the KV blocks allow: nobody is paused for guesses.
+int Scheduler::Impl::room_for_drafts(Sequence& sequence, const Step& step) {
+  const int most = std::min(config_.max_num_tokens - step.num_tokens, sequence.max_total_tokens - sequence.size() - 1);
+  const int count = std::min(static_cast<int>(sequence.drafts.size()), most);
+  const int wanted = kv_cache_.blocks_for(sequence.size() + count);
+  if (wanted <= sequence.blocks) return count;
+  if (!kv_cache_.extend(sequence.id, sequence.size() + count)) return sequence.blocks * block_size_ - sequence.size();
+  note_blocks(sequence, wanted);
+  return count;
+}
+
+/// The sequence's table has grown.
+void Scheduler::Impl::note_blocks(Sequence& sequence, int blocks) {
+  if (is_guaranteed()) {
+    sequence.reserved -= blocks - sequence.blocks;
+    reserved_ -= blocks - sequence.blocks;
+  }
+  sequence.blocks = blocks;
+}
+
 /// Makes room for all tokens that the sequence has or is about to have, if need be by pausing others.
 bool Scheduler::Impl::grow(Sequence& sequence, Step& step) {
   const int tokens = sequence.expected_size();
@@ -107,11 +140,7 @@ bool Scheduler::Impl::grow(Sequence& sequence, Step& step) {
     }
     pause(*victim, step);
   }
-  if (is_guaranteed()) {
-    sequence.reserved -= wanted - sequence.blocks;
-    reserved_ -= wanted - sequence.blocks;
-  }
-  sequence.blocks = wanted;
+  note_blocks(sequence, wanted);
   return true;
 }
 
@@ -188,7 +217,7 @@ bool Scheduler::Impl::admit(Sequence& sequence, Step& step) {
   sequence.blocks = kv_cache_.blocks_for(sequence.size());
   if (is_guaranteed()) sequence.reserved = kv_cache_.blocks_for(capacity_wanted(sequence)) - sequence.blocks;
   reserved_ += sequence.reserved;
-  Item& item = push_item(sequence, chunk_of(sequence, step), step);
+  Item& item = push_context(sequence, step);
   item.admitted = true;
   item.admission = std::move(admission);
   return true;

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/draft_rule.h"
 #include "kernels/cpu/logit_rules.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/philox.h"
@@ -23,6 +24,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Sampler {
   LogitRules rules;
   TokenFilter filter;
+  DraftRule drafts;
   std::vector<float> raw;
 };
 
@@ -63,12 +65,17 @@ void check_row(const SamplingRow& row, int64_t index, int64_t vocabulary) {
           "ascending ends within bad_words");
     begin = end;
   }
+  if (row.draft_logits.empty()) return;
+  valid(static_cast<int64_t>(row.draft_logits.size()) == vocabulary, "number of draft logits", row.draft_logits.size(),
+        "the vocabulary's size or none");
+  valid(row.draft_token >= 0 && row.draft_token < vocabulary, "draft_token", row.draft_token, "a token");
 }
 
 int32_t choose(const SamplingRow& row, std::span<float> logits, Sampler& sampler) {
   sampler.rules.apply(row, logits);
   if (row.temperature == 0 || row.top_k == 1)
     return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  if (!row.draft_logits.empty()) return sampler.drafts.choose(row, logits, sampler.rules, sampler.filter);
   const auto generated = static_cast<uint64_t>(row.history.size()) - row.prompt_length;
   return sampler.filter.draw(row, logits, philox_uniform(row.seed, row.stream, generated));
 }

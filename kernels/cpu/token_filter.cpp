@@ -17,6 +17,18 @@ bool TokenFilter::ranks_before(const Candidate& a, const Candidate& b) {
 }
 
 int32_t TokenFilter::draw(const SamplingRow& row, std::span<const float> logits, double uniform) {
+  filter(row, logits);
+  return pick(uniform);
+}
+
+void TokenFilter::probabilities(const SamplingRow& row, std::span<const float> logits, std::vector<double>& out) {
+  filter(row, logits);
+  out.assign(logits.size(), 0.0);
+  const double total = total_weight();
+  for (const Candidate& candidate : candidates_) out[candidate.token] = candidate.weight / total;
+}
+
+void TokenFilter::filter(const SamplingRow& row, std::span<const float> logits) {
   const float highest = *std::max_element(logits.begin(), logits.end());
   if (row.top_k > 0 && static_cast<size_t>(row.top_k) < logits.size()) {
     keep_top(logits, row.top_k);
@@ -26,7 +38,6 @@ int32_t TokenFilter::draw(const SamplingRow& row, std::span<const float> logits,
   weigh(row.temperature, highest);
   if (row.top_p < 1.0f) apply_top_p(row.top_p);
   if (row.min_p > 0.0f) drop_lighter(std::min(row.min_p, 1.0f));  // the likeliest weighs 1 by construction
-  return pick(uniform);
 }
 
 void TokenFilter::keep_all(std::span<const float> logits) {

@@ -17,6 +17,9 @@ class TokenFilter {
   /// share all the probability; where every logit is -inf, all tokens are alike.
   int32_t draw(const SamplingRow& row, std::span<const float> logits, double uniform);
 
+  /// The probabilities among which draw() chooses, into `out` [V].
+  void probabilities(const SamplingRow& row, std::span<const float> logits, std::vector<double>& out);
+
  private:
   struct Candidate {
     int32_t token;
@@ -25,6 +28,7 @@ class TokenFilter {
   };
 
   static bool ranks_before(const Candidate& a, const Candidate& b);
+  void filter(const SamplingRow& row, std::span<const float> logits);
   void keep_all(std::span<const float> logits);
   void keep_top(std::span<const float> logits, size_t count);
   void drop_behind(size_t count);

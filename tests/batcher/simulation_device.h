@@ -11,24 +11,17 @@
 
 namespace inflight {
 
-/// What the cache holds for a position: a digest of all tokens up to it, as keys and values depend on all of them.
-inline uint64_t digest(uint64_t before, TokenId token) {
-  uint64_t value = (before ^ static_cast<uint64_t>(token + 1)) * 0x9E3779B97F4A7C15ull;
-  value ^= value >> 29;
-  return value * 0xBF58476D1CE4E5B9ull ^ value >> 32;
-}
-
 /// What the engine gets to know of a step.
 struct SimulatedStep {
   struct Work {
     Scheduler::Item item;
-    std::vector<TokenId> tokens;  // those known when it was planned
+    std::vector<TokenId> tokens;  // those known when it was planned, and the drafts
     std::vector<int32_t> table;
   };
 
   std::vector<KvBlockCopy> copies;
   std::vector<Work> work;
-  std::vector<TokenId> sampled;
+  std::vector<std::vector<TokenId>> sampled;  // by item
   bool executed = false;
 };
 
@@ -80,16 +73,22 @@ class SimulatedDevice {
     }
   }
 
-  /// Computes an item's tokens from what memory has before them; returns the token that its last one brings forth.
-  TokenId write(const Work& work) {
+  /// Computes an item's tokens from what memory has before them; returns what follows its last known token: the leading
+  /// drafts that are right, and one token more.
+  std::vector<TokenId> write(const Work& work) {
+    const int known = work.item.first + work.item.count - static_cast<int>(work.item.drafts.size());
+    std::vector<TokenId> sampled;
     uint64_t value = work.item.first > 0 ? cell(work, work.item.first - 1) : 0;
     for (int i = 0; i < work.item.count; ++i) {
       const int position = work.item.first + i;
       value = digest(value, work.tokens[position]);
       cell(work, position) = value;
+      const bool confirmed = position < known || (sampled.size() == size_t(position - known) + 1 &&
+                                                  sampled.back() == work.tokens[position]);
+      if (work.item.samples && position + 1 >= known && confirmed)
+        sampled.push_back(static_cast<TokenId>(value % setup_.vocabulary));
     }
-    const auto sampled = static_cast<TokenId>(value % setup_.vocabulary);
-    if (work.item.samples) sampled_last_[work.item.slot] = sampled;
+    if (work.item.samples) sampled_last_[work.item.slot] = sampled.back();
     return sampled;
   }
 

@@ -21,6 +21,7 @@ struct Tally {
   int64_t cancelled_waiting = 0, cancelled_running = 0, cancelled_in_flight = 0, completed = 0;
   int64_t offloads = 0, onboards = 0;
   int64_t pending_tokens = 0, chunks_ahead = 0, wasted = 0;
+  int64_t drafts_accepted = 0, drafts_refused = 0, drafts_cut = 0;
 };
 
 /// Runs a workload against a model of the device's memory and checks every step of the scheduler.
@@ -62,6 +63,7 @@ class Simulation {
     int context_end = 0;
     int in_flight = 0;  // items
     int samples_in_flight = 0;
+    int drafts_in_flight = 0;
     bool ended = false;  // cancelled or complete; still here while in flight
   };
 
@@ -132,7 +134,9 @@ class Simulation {
       if (testing::Test::HasFatalFailure()) return;
       const auto tokens = scheduler_.tokens(item.id);
       const auto table = kv_cache_.block_table(item.id);
-      under_way.work.push_back({item, {tokens.begin(), tokens.end()}, {table.begin(), table.end()}});
+      SimulatedStep::Work& work = under_way.work.emplace_back(item, std::vector(tokens.begin(), tokens.end()),
+                                                              std::vector(table.begin(), table.end()));
+      work.tokens.insert(work.tokens.end(), item.drafts.begin(), item.drafts.end());
     }
     check_order(step);
     check_highest_advances();
@@ -195,8 +199,15 @@ class Simulation {
     ASSERT_EQ(item.first, sequence.planned);
     ASSERT_EQ(item.slot, sequence.slot);
     ASSERT_GE(item.count, 1);
-    ASSERT_LE(item.first + item.count, size);
-    ASSERT_EQ(item.samples, item.first + item.count == size);
+    const int drafts = static_cast<int>(item.drafts.size());
+    ASSERT_EQ(sequence.drafts_in_flight, 0);
+    ASSERT_LE(item.first + item.count - drafts, size);
+    ASSERT_EQ(item.samples, item.first + item.count - drafts == size);
+    ASSERT_TRUE(item.samples || drafts == 0);
+    ASSERT_LT(item.first + item.count, sequence.request->max_total_tokens);
+    if (item.samples && known == static_cast<int>(sequence.request->prompt.size()) && sequence.samples_in_flight == 0)
+      tally_.drafts_cut += drafts < static_cast<int>(sequence.request->drafts.size());
+    sequence.drafts_in_flight = drafts;
     ASSERT_EQ(item.is_context, item.first < sequence.context_end);
     ASSERT_TRUE(item.samples || setup_.scheduler.enable_chunked_context) << "a context was cut";
     ASSERT_LE(kv_cache_.blocks_for(item.first + item.count), static_cast<int>(kv_cache_.block_table(item.id).size()));
@@ -260,13 +271,20 @@ class Simulation {
     steps_.pop_front();
     for (size_t i = 0; i < step.work.size(); ++i) {
       const Scheduler::Item& item = step.work[i].item;
-      scheduler_.complete(item, item.samples ? std::optional(step.sampled[i]) : std::nullopt);
+      const std::vector<TokenId>& sampled = step.sampled[i];
+      ASSERT_EQ(item.samples, !sampled.empty());
+      scheduler_.complete(item, sampled);
       Live& sequence = live_.at(item.id);
+      const int refused = item.drafts.empty() ? 0 : static_cast<int>(item.drafts.size() - (sampled.size() - 1));
+      tally_.drafts_refused += refused;
+      tally_.drafts_accepted += static_cast<int64_t>(item.drafts.size()) - refused;
+      sequence.planned -= refused;
+      if (!item.drafts.empty()) sequence.drafts_in_flight = 0;
       --sequence.in_flight;
       sequence.samples_in_flight -= item.samples;
       if (sequence.ended) {
         if (sequence.in_flight == 0) remove(item.id);
-      } else if (static_cast<int>(scheduler_.tokens(item.id).size()) == sequence.length) {
+      } else if (static_cast<int>(scheduler_.tokens(item.id).size()) >= sequence.length) {
         tally_.wasted += sequence.in_flight;
         ++tally_.completed;
         finish(item.id);
@@ -283,12 +301,7 @@ class Simulation {
   /// What the sequence has is what it would have alone.
   void check_tokens(SequenceId id) {
     const std::span<const TokenId> found = scheduler_.tokens(id);
-    std::vector<TokenId> wanted = live_.at(id).request->prompt;
-    uint64_t value = 0;
-    for (size_t i = 0; wanted.size() < found.size(); ++i) {
-      value = digest(value, wanted[i]);
-      if (i + 1 == wanted.size()) wanted.push_back(static_cast<TokenId>(value % setup_.vocabulary));
-    }
+    const auto wanted = continuation(live_.at(id).request->prompt, found.size(), setup_.vocabulary);
     ASSERT_TRUE(std::ranges::equal(found, wanted)) << "sequence " << id << " has other tokens than alone";
   }
 
@@ -342,7 +355,8 @@ Tally run_workloads(CapacityPolicy policy, bool plan_ahead, uint64_t first_seed,
 void expect_paths_reached(const Tally& tally) {
   for (const int64_t count :
        {tally.steps, tally.copies, tally.shared_blocks, tally.evictions, tally.offloads, tally.onboards, tally.chunks,
-        tally.completed, tally.cancelled_waiting, tally.cancelled_running, tally.cancelled_in_flight}) {
+        tally.completed, tally.cancelled_waiting, tally.cancelled_running, tally.cancelled_in_flight,
+        tally.drafts_accepted, tally.drafts_refused, tally.drafts_cut}) {
     EXPECT_GT(count, 100);
   }
 }

@@ -10,6 +10,23 @@
 
 namespace inflight {
 
+/// What the cache holds for a position: a digest of all tokens up to it, as keys and values depend on all of them.
+inline uint64_t digest(uint64_t before, TokenId token) {
+  uint64_t value = (before ^ static_cast<uint64_t>(token + 1)) * 0x9E3779B97F4A7C15ull;
+  value ^= value >> 29;
+  return value * 0xBF58476D1CE4E5B9ull ^ value >> 32;
+}
+
+/// The prompt and what follows it, `size` tokens in all.
+inline std::vector<TokenId> continuation(std::vector<TokenId> tokens, size_t size, int vocabulary) {
+  uint64_t value = 0;
+  for (size_t i = 0; tokens.size() < size; ++i) {
+    value = digest(value, tokens[i]);
+    if (i + 1 == tokens.size()) tokens.push_back(static_cast<TokenId>(value % vocabulary));
+  }
+  return tokens;
+}
+
 /// The workload's shape; everything else is drawn from the same generator.
 struct Setup {
   KvCacheManager::Config kv;
@@ -90,6 +107,7 @@ class WorkloadGenerator {
     sequence.priority = chance(0.7) ? 0.5f : 0.25f * static_cast<float>(between(0, 4));
     sequence.reuse_prefix = chance(0.9);
     if (chance(0.4)) sequence.kv_policy = draw_policy(prompt);
+    if (chance(0.4)) draw_drafts(sequence);
     workload_.lengths.push_back(between(prompt + 1, total));
     workload_.arrivals.push_back(std::move(sequence));
   }
@@ -111,6 +129,15 @@ class WorkloadGenerator {
     }
     if (chance(0.5)) policy->retention.decode = draw_retention();
     return policy;
+  }
+
+  /// Right, but for some; as many as may be, and more.
+  void draw_drafts(Scheduler::NewSequence& sequence) {
+    const size_t count = between(1, 12);
+    sequence.drafts = continuation(sequence.prompt, sequence.prompt.size() + count, workload_.setup.vocabulary);
+    sequence.drafts.erase(sequence.drafts.begin(), sequence.drafts.end() - static_cast<std::ptrdiff_t>(count));
+    for (TokenId& draft : sequence.drafts)
+      if (chance(0.15)) draft = between(0, workload_.setup.vocabulary - 1);
   }
 
   std::mt19937_64 random_;

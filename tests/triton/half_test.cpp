@@ -48,5 +48,15 @@ TEST(Half, BeyondTheRange) {
   EXPECT_NE(nan & 0x03ff, 0);
 }
 
+TEST(Half, EveryHalfComesBack) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float value = from_half(static_cast<uint16_t>(bits));
+    if ((bits & 0x7fff) > 0x7c00)
+      EXPECT_TRUE(std::isnan(value)) << bits;
+    else
+      EXPECT_EQ(to_half(value), bits);
+  }
+}
+
 }  // namespace
 }  // namespace inflight::backend

@@ -88,6 +88,18 @@ TEST(RequestFields, WordsAndBias) {
             2u);
 }
 
+TEST(RequestFields, Drafts) {
+  const Request request = stored("draft_input_ids", DataType::kInt32, {1, 2}, bytes_of<int32_t>({8, 9})).request;
+  EXPECT_EQ(request.draft_tokens, (std::vector<TokenId>{8, 9}));
+  const std::vector<float> logits = {1, -0.5f, 2, 0};
+  EXPECT_EQ(stored("draft_logits", DataType::kFp32, {1, 2, 2}, bytes_of<float>(logits)).request.draft_logits, logits);
+  const std::string halves = bytes_of<uint16_t>({0x3c00, 0xb800, 0x4000, 0});
+  EXPECT_EQ(stored("draft_logits", DataType::kFp16, {1, 2, 2}, halves).request.draft_logits, logits);
+  EXPECT_EQ(stored_float("draft_acceptance_threshold", 0.5f).request.draft_acceptance_threshold, 0.5f);
+  expect_error(ErrorCode::kInvalidArgument, "input draft_logits is INT32; wanted FP32 or FP16",
+               [] { stored_int("draft_logits", 0); });
+}
+
 TEST(RequestFields, EmptyTensorsCountAsAbsent) {
   EXPECT_FALSE(stored("request_output_len", DataType::kInt32, {1, 0}, "").max_tokens.has_value());
   stored("draft_input_ids", DataType::kInt32, {1, 0}, "");
@@ -106,7 +118,6 @@ TEST(RequestFields, UnknownInput) {
 
 TEST(RequestFields, FeaturesToCome) {
   const std::string text = " needs a feature that this version does not support; leave it out";
-  expect_error(ErrorCode::kUnsupported, "input draft_input_ids" + text, [] { stored_int("draft_input_ids", 0); });
   expect_error(ErrorCode::kUnsupported, "input prompt_vocab_size" + text, [] { stored_int("prompt_vocab_size", 3); });
   stored_int("prompt_vocab_size", 0);
   stored("guided_decoding_guide", DataType::kBytes, {1, 1}, serialized({""}));

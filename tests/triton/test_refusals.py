@@ -65,6 +65,15 @@ BAD_VALUES = {
         },
         "input retention_token_range_priorities is 101; wanted 0 to 100",
     ),
+    "draft token": ({"draft_input_ids": [5, 4096]}, "draft token 4096 is outside the vocabulary of 4096"),
+    "draft logits": (
+        {"draft_input_ids": [5, 6], "draft_logits": np.zeros((1, 1, 4096), np.float32)},
+        "draft_logits has 4096 values, wanted 2 draft tokens x 4096 tokens",
+    ),
+    "draft logits alone": ({"draft_logits": np.zeros((1, 1, 7), np.float32)}, "draft_logits has 7 values, wanted 0"),
+    "threshold 0": ({"draft_input_ids": [5], "draft_acceptance_threshold": 0.0}, "threshold is 0, wanted more than 0"),
+    "threshold 2": ({"draft_input_ids": [5], "draft_acceptance_threshold": 2.0}, "threshold is 2, wanted more than 0"),
+    "threshold alone": ({"draft_acceptance_threshold": 0.5}, "threshold is 0.5 without draft tokens"),
     "streaming": ({"streaming": True}, "Streaming is only supported if model is deployed using decoupled mode."),
     "sequences": ({"num_return_sequences": 2}, "wanted 1 unless the model is deployed using decoupled mode"),
 }
@@ -72,8 +81,6 @@ BAD_VALUES = {
 LATER = {
     "beam_width": 2,
     "runtime_top_p_decay": 0.5,
-    "draft_input_ids": [3, 4],
-    "draft_acceptance_threshold": 0.5,
     "lora_task_id": 0,
     "lora_config": np.ones((1, 2, 3), np.int32),
     "lora_weights": np.ones((1, 2, 4), np.float16),

@@ -78,6 +78,9 @@ class Request:
     retention_ranges: list[RetentionRange] = dataclasses.field(default_factory=list)
     retention_decode: Retention = dataclasses.field(default_factory=Retention)
     priority: float = 0.5
+    draft_tokens: list[int] = dataclasses.field(default_factory=list)
+    draft_logits: list[float] = dataclasses.field(default_factory=list)  # [draft tokens, vocabulary], flat
+    draft_acceptance_threshold: float | None = None
     timeout_seconds: float = 0.0
 
 

@@ -31,6 +31,13 @@ struct SamplingRow {
   std::span<const int32_t> bad_word_ends;   // cumulative end of each word in bad_words
   std::span<const int32_t> stop_token_ids;  // one-token stop words: banned where one would end below min_tokens
   bool want_log_prob = false;
+
+  /// Speculation: the place of this row holds `draft_token`, drawn from these logits under this same row. With p the
+  /// row's probability of it and q the draft's, it is taken with probability min(1, p / q), or with a threshold if
+  /// p >= threshold · q; else the token is drawn from what p has above q (Leviathan et al. 2023).
+  std::span<const float> draft_logits;  // [V], or empty: the row samples as any other
+  int32_t draft_token = -1;
+  float draft_threshold = 0.0f;  // 0 = none
 };
 
 /// tokens[i] from logits[i] under rows[i]. The draw uses a counter-based generator keyed by (seed, stream, number of
