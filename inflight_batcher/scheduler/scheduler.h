@@ -54,7 +54,7 @@ class Scheduler {
     float priority = 0.5f;
     bool reuse_prefix = true;
     KvCacheManager::PolicyPtr kv_policy;  // null: all by default
-    std::vector<TokenId> drafts;  // guessed to follow the prompt: computed once, in the step that samples first
+    std::vector<TokenId> drafts;          // guessed to follow the prompt: computed once, in the step that samples first
   };
 
   /// One sequence's part of a step: tokens [first, first + count) of it are computed. Of a sequence in flight the last

@@ -41,6 +41,7 @@ constexpr OpTable kTable = {
     .attention = attention,
     .copy_kv_blocks = copy_kv_blocks,
     .sample = sample,
+    .best_candidates = best_candidates,
 };
 
 }  // namespace

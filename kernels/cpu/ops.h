@@ -20,5 +20,6 @@ void attention(const AttentionArgs& args, const BatchView& batch, DeviceContext&
 void copy_kv_blocks(std::span<const KvCacheView> layers, std::span<const KvCacheView> host_layers,
                     std::span<const KvBlockCopy> copies, DeviceContext& context);
 void sample(const SampleArgs& args, DeviceContext& context);
+void best_candidates(const CandidatesArgs& args, DeviceContext& context);
 
 }  // namespace inflight::cpu

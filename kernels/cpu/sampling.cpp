@@ -10,6 +10,7 @@
 #include "kernels/cpu/logit_rules.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/philox.h"
+#include "kernels/cpu/row_checks.h"
 #include "kernels/cpu/signature.h"
 #include "kernels/cpu/token_filter.h"
 #include "kernels/cpu/vec.h"
@@ -48,29 +49,6 @@ float log_prob(std::span<const float> logits, int32_t token) {
   return logit - top - std::log(sum_lanes(sum));
 }
 
-void check_row(const SamplingRow& row, int64_t index, int64_t vocabulary) {
-  const auto valid = [&](bool condition, const char* what, auto value, const char* wanted) {
-    check(condition, ErrorCode::kInvalidArgument, "sample: row ", index, ": ", what, " is ", value, ", wanted ",
-          wanted);
-  };
-  valid(row.temperature >= 0, "temperature", row.temperature, ">= 0");
-  valid(row.repetition_penalty > 0, "repetition_penalty", row.repetition_penalty, "> 0");
-  valid(row.prompt_length >= 0 && row.prompt_length <= static_cast<int64_t>(row.history.size()), "prompt_length",
-        row.prompt_length, "at most the history's length");
-  valid(row.bias.empty() || static_cast<int64_t>(row.bias.size()) == vocabulary, "number of biases", row.bias.size(),
-        "the vocabulary's size or none");
-  int64_t begin = 0;
-  for (const int32_t end : row.bad_word_ends) {
-    valid(end >= begin && end <= static_cast<int64_t>(row.bad_words.size()), "end of a bad word", end,
-          "ascending ends within bad_words");
-    begin = end;
-  }
-  if (row.draft_logits.empty()) return;
-  valid(static_cast<int64_t>(row.draft_logits.size()) == vocabulary, "number of draft logits", row.draft_logits.size(),
-        "the vocabulary's size or none");
-  valid(row.draft_token >= 0 && row.draft_token < vocabulary, "draft_token", row.draft_token, "a token");
-}
-
 int32_t choose(const SamplingRow& row, std::span<float> logits, Sampler& sampler) {
   sampler.rules.apply(row, logits);
   if (row.temperature == 0 || row.top_k == 1)
@@ -84,9 +62,12 @@ void sample_row(const SampleArgs& args, int64_t index, Sampler& sampler) {
   const int64_t vocabulary = args.logits.shape[1];
   const std::span logits(args.logits.as<float>() + index * vocabulary, vocabulary);
   const SamplingRow& row = args.rows[index];
+  args.tokens[index] = 0;
+  args.log_probs[index] = 0;
+  if (row.num_candidates > 0) return;
   if (row.want_log_prob) sampler.raw.assign(logits.begin(), logits.end());
   args.tokens[index] = choose(row, logits, sampler);
-  args.log_probs[index] = row.want_log_prob ? log_prob(sampler.raw, args.tokens[index]) : 0.0f;
+  if (row.want_log_prob) args.log_probs[index] = log_prob(sampler.raw, args.tokens[index]);
 }
 
 }  // namespace
@@ -98,7 +79,7 @@ void sample(const SampleArgs& args, DeviceContext& context) {
         ErrorCode::kInvalidArgument, "sample: ", args.tokens.size(), " tokens and ", args.log_probs.size(),
         " log probs for ", l.value, " rows");
   check(v > 0 || l == 0, ErrorCode::kInvalidArgument, "sample: the vocabulary is empty");
-  for (int64_t i = 0; i < l; ++i) check_row(args.rows[i], i, v);
+  for (int64_t i = 0; i < l; ++i) check_row("sample", args.rows[i], i, v);
   parallel_items(context, l, v, [&](int64_t begin, int64_t end) {
     thread_local Sampler sampler;
     for (int64_t i = begin; i < end; ++i) sample_row(args, i, sampler);

@@ -33,6 +33,7 @@ struct OpTable {
   void (*copy_kv_blocks)(std::span<const KvCacheView> layers, std::span<const KvCacheView> host_layers,
                          std::span<const KvBlockCopy>, DeviceContext&) = nullptr;
   void (*sample)(const SampleArgs&, DeviceContext&) = nullptr;
+  void (*best_candidates)(const CandidatesArgs&, DeviceContext&) = nullptr;
 };
 
 }  // namespace inflight

@@ -38,6 +38,7 @@ struct SamplingRow {
   std::span<const float> draft_logits;  // [V], or empty: the row samples as any other
   int32_t draft_token = -1;
   float draft_threshold = 0.0f;  // 0 = none
+  int num_candidates = 0;  // > 0: a beam, whose best tokens are wanted instead of one: best_candidates takes the row
 };
 
 /// tokens[i] from logits[i] under rows[i]. The draw uses a counter-based generator keyed by (seed, stream, number of
@@ -48,7 +49,18 @@ struct SampleArgs {
   TensorView logits;                  // [L, V] float32, overwritten
   std::span<const SamplingRow> rows;  // L
   std::span<int32_t> tokens;          // L out
-  std::span<float> log_probs;         // L out (rows that did not ask get 0)
+  std::span<float> log_probs;         // L out (rows that did not ask, and beams, get 0)
+};
+
+/// The best continuations of beams: of each row with num_candidates its so many likeliest tokens, best first, equal
+/// ones by lower id, with the log softmax of (logits after bias, penalties and bans) / temperature (0 counts as 1).
+/// Top-k, top-p, min-p and the seed have no effect. Rows without num_candidates are left alone. Where the vocabulary is
+/// smaller than num_candidates, the rest is token -1 with -inf; banned tokens have -inf too.
+struct CandidatesArgs {
+  TensorView logits;                  // [L, V] float32, overwritten in the rows that are taken
+  std::span<const SamplingRow> rows;  // L
+  std::span<int32_t> tokens;          // [sum of num_candidates] out, row behind row
+  std::span<float> log_probs;         // the same
 };
 
 }  // namespace inflight
