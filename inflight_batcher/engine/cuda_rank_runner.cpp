@@ -12,7 +12,7 @@ namespace {
 
 using cuda::check_cuda;
 
-// Enough for every slice's other rows; the rows of a whole generation step are in one slice in any case.
+// Enough for the rows of drafts and those that are only returned; a whole generation step is in one slice in any case.
 constexpr int kMinLogitsRows = 256;
 
 CudaStepLimits limits_of(const Plan& plan, const RankConfig& config) {
@@ -51,7 +51,8 @@ CudaRankRunner::CudaRankRunner(const Plan& plan, const RankConfig& config, Commu
       program_(build_program(plan, cuda::op_table(), weights_, tensor_group, config.topology, 0, config.max_num_tokens,
                              max_logits_rows_, DType::kBfloat16)),
       arena_(program_.arena_bytes),
-      io_(limits_of(plan, config), context_) {
+      io_(limits_of(plan, config), context_),
+      drafts_(config.threads) {
   load(plan);
 }
 
@@ -77,7 +78,8 @@ void CudaRankRunner::run_generation(int size) {
   const BatchView batch = io_.view(size, size, size);
   run_body(batch);
   run_ops(program_.epilogue, batch);
-  io_.sample(view(program_.logits, batch), size, false);
+  io_.sample(view(program_.logits, batch), 0, size, false);
+  io_.publish(size);
 }
 
 void CudaRankRunner::run_step(Step& step, const PackedStep& packed) {
@@ -94,8 +96,11 @@ void CudaRankRunner::run_step(Step& step, const PackedStep& packed) {
     run_ops(program_.epilogue, slice);
     const TensorView logits = view(program_.logits, slice);
     return_logits(step, logits, first, returned);
-    if (first == 0) io_.sample(logits, packed.num_sampled, packed.long_lists);
+    const auto sampled = std::clamp<int64_t>(packed.num_sampled - first, 0, logits.shape[0]);
+    if (sampled > 0) io_.sample(logits, static_cast<int>(first), static_cast<int>(sampled), packed.long_lists);
+    drafts_.sample(step, logits, first, context_);
   }
+  io_.publish(packed.num_sampled);
   if (step.return_captures) return_captures(step, batch);
 }
 
@@ -175,8 +180,13 @@ void CudaRankRunner::finish(Step& oldest) {
     throw;
   }
   const size_t count = oldest.sampling.size();
-  oldest.tokens.assign(io_.tokens(buffer), io_.tokens(buffer) + count);
-  oldest.log_probs.assign(io_.log_probs(buffer), io_.log_probs(buffer) + count);
+  oldest.tokens.resize(count);
+  oldest.log_probs.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    if (oldest.sampling[i].verifies_draft()) continue;  // sampled here
+    oldest.tokens[i] = io_.tokens(buffer)[i];
+    oldest.log_probs[i] = io_.log_probs(buffer)[i];
+  }
 }
 
 // Waits for what is under way. An error that stays with the CUDA context ends this runner's life.

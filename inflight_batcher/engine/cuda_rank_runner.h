@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "inflight_batcher/engine/cuda_draft_sampler.h"
 #include "inflight_batcher/engine/cuda_graphs.h"
 #include "inflight_batcher/engine/cuda_step_io.h"
 #include "inflight_batcher/engine/cuda_weights.h"
@@ -61,7 +62,7 @@ class CudaRankRunner final : public RankRunner {
 
   RankConfig config_;
   int vocabulary_;
-  int max_logits_rows_;  // of one epilogue slice: all that sample are in the first
+  int max_logits_rows_;  // of one epilogue slice
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   cuda::CudaContext context_;
   std::chrono::steady_clock::time_point weights_begin_ = std::chrono::steady_clock::now();
@@ -69,6 +70,7 @@ class CudaRankRunner final : public RankRunner {
   Program program_;
   cuda::DeviceMemory arena_;
   CudaStepIo io_;
+  CudaDraftSampler drafts_;
   cuda::DeviceMemory kv_memory_;
   std::vector<KvCacheView> kv_cache_;
   PinnedMemory host_kv_memory_;

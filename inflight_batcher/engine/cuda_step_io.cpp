@@ -24,7 +24,7 @@ CudaStepIo::CudaStepIo(const CudaStepLimits& limits, cuda::CudaContext& context)
     buffer.packed = PinnedMemory(packed_bytes);
     buffer.staging = cuda::DeviceMemory(packed_bytes);
   }
-  const auto rows = static_cast<size_t>(limits.batch_size);
+  const auto rows = static_cast<size_t>(limits.sampled_rows());
   answers_ = PinnedMemory(4 * rows * sizeof(int32_t));
   auto* place = reinterpret_cast<int32_t*>(answers_.data());
   for (int i = 0; i < 2; ++i) {
@@ -35,6 +35,7 @@ CudaStepIo::CudaStepIo(const CudaStepLimits& limits, cuda::CudaContext& context)
 
 void CudaStepIo::allocate_arrays() {
   const auto tokens = static_cast<size_t>(limits_.num_tokens), batch = static_cast<size_t>(limits_.batch_size);
+  const auto rows = static_cast<size_t>(limits_.sampled_rows());
   constexpr size_t kRowWords = sizeof(cuda::GpuSamplingRow) / sizeof(int32_t);
   const std::pair<int32_t**, size_t> arrays[] = {{&token_ids_, tokens},
                                                  {&positions_, tokens},
@@ -43,11 +44,11 @@ void CudaStepIo::allocate_arrays() {
                                                  {&context_lengths_, batch},
                                                  {&block_tables_, batch * limits_.table_width},
                                                  {&logits_rows_, tokens},
-                                                 {&sampling_, batch * kRowWords},
+                                                 {&sampling_, rows * kRowWords},
                                                  {&lists_, CudaStepLimits::kListWords},
                                                  {&buffer_, 1},
-                                                 {&tokens_, batch},
-                                                 {&log_probs_, batch}};
+                                                 {&tokens_, rows},
+                                                 {&log_probs_, rows}};
   size_t words = 0;
   for (const auto& [array, count] : arrays) words += aligned(count);
   memory_ = cuda::DeviceMemory(words * sizeof(int32_t));
@@ -153,19 +154,22 @@ BatchView CudaStepIo::view(const PackedStep& packed, const Step& step) const {
   return batch;
 }
 
-void CudaStepIo::sample(const TensorView& logits, int rows, bool long_lists) {
-  if (rows == 0) return;
+void CudaStepIo::sample(const TensorView& logits, int first, int rows, bool long_lists) {
   cuda::GpuSampleArgs args;
   args.logits = TensorView(logits.data, logits.dtype, {rows, logits.shape[1]});
-  args.rows = reinterpret_cast<const cuda::GpuSamplingRow*>(sampling_);
+  args.rows = reinterpret_cast<const cuda::GpuSamplingRow*>(sampling_) + first;
   args.words = long_lists ? long_lists_.as<int32_t>() : lists_;
   args.bias = biases_.as<float>();
   args.history = history_.as<int32_t>();
   args.history_stride = history_stride_;
-  args.tokens = tokens_;
-  args.log_probs = reinterpret_cast<float*>(log_probs_);
+  args.tokens = tokens_ + first;
+  args.log_probs = reinterpret_cast<float*>(log_probs_) + first;
   cuda::sample(args, context_);
-  cuda::publish_results(tokens_, args.log_probs, rows, buffer_, results_, context_);
+}
+
+void CudaStepIo::publish(int rows) {
+  if (rows == 0) return;
+  cuda::publish_results(tokens_, reinterpret_cast<float*>(log_probs_), rows, buffer_, results_, context_);
 }
 
 void CudaStepIo::mark_end() { buffers_[next_ ^ 1].done.record(context_.stream()); }

@@ -24,8 +24,11 @@ class CudaStepIo {
   BatchView view(int num_tokens, int num_sequences, int num_rows) const;
   BatchView view(const PackedStep& packed, const Step& step) const;
 
-  /// Turns the first rows of `logits` into tokens and writes them where the host will find them.
-  void sample(const TensorView& logits, int rows, bool long_lists);
+  /// Turns the first `rows` rows of `logits` into the tokens of the step's sampled rows from `first` on.
+  void sample(const TensorView& logits, int first, int rows, bool long_lists);
+
+  /// Writes the tokens of the first `rows` sampled rows where the host will find them.
+  void publish(int rows);
 
   /// Marks the end of the step that was sent last.
   void mark_end();

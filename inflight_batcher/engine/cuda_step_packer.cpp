@@ -53,7 +53,7 @@ size_t CudaStepLimits::packed_words() const {
   const auto tokens = static_cast<size_t>(num_tokens), batch = static_cast<size_t>(batch_size);
   // Token ids, positions, sequences and logits rows; offsets, lengths and slots; tables; rows; lists; the buffer.
   return 4 * aligned(tokens) + aligned(batch + 1) + 2 * aligned(batch) + aligned(batch * table_width) +
-         aligned(batch * kRowWords) + aligned(kListWords) + kAlignment;
+         aligned(sampled_rows() * kRowWords) + aligned(kListWords) + kAlignment;
 }
 
 void CudaStepPacker::check_limits(const Step& step, int padded) const {
@@ -63,7 +63,7 @@ void CudaStepPacker::check_limits(const Step& step, int padded) const {
   };
   within(step.token_ids.size(), limits_.num_tokens, "tokens");
   within(std::max<size_t>(step.context_lengths.size(), padded), limits_.batch_size, "sequences");
-  within(step.sampling.size(), limits_.batch_size, "rows to sample");
+  within(step.sampling.size(), limits_.sampled_rows(), "rows to sample");
   within(step.logits_rows.size(), limits_.num_tokens, "rows of logits");
   within(step.table_width, limits_.table_width, "KV blocks in a table");
   within(step.max_context_length, limits_.sequence_length, "tokens in a sequence");
@@ -76,7 +76,9 @@ void CudaStepPacker::pack_rows(const Step& step, int padded) {
   for (size_t i = 0; i < step.sampling.size(); ++i) {
     const int sequence = step.token_sequences[step.logits_rows[i]];
     const SamplingRow& row = step.sampling[i];
-    rows_.push_back(cuda::pack_row(row, step.slots.at(sequence), limits_.vocabulary, lists_, biases_));
+    // What is sampled on the host is padding here: it leaves the history as it is.
+    const int slot = row.verifies_draft() ? -1 : step.slots.at(sequence);
+    rows_.push_back(cuda::pack_row(row, slot, limits_.vocabulary, lists_, biases_));
     rows_.back().history_length = static_cast<int32_t>(row.history.size()) + row.pending;
   }
   rows_.resize(std::max<size_t>(rows_.size(), padded));  // the default row is padding

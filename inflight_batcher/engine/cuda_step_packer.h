@@ -11,12 +11,14 @@ namespace inflight {
 /// The most that a step holds; sizes everything that steps use on the device once.
 struct CudaStepLimits {
   int num_tokens = 0;
-  int batch_size = 0;
+  int batch_size = 0;       // sequences
   int table_width = 0;      // KV blocks of one sequence
   int sequence_length = 0;  // prompt and generated
   int vocabulary = 0;
 
   static constexpr int kListWords = 1 << 16;  // of the sampling rows together; longer lists travel apart
+
+  int sampled_rows() const { return num_tokens; }  // drafts have a row each
 
   size_t packed_words() const;
 };

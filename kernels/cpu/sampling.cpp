@@ -53,7 +53,7 @@ int32_t choose(const SamplingRow& row, std::span<float> logits, Sampler& sampler
   sampler.rules.apply(row, logits);
   if (row.temperature == 0 || row.top_k == 1)
     return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  if (!row.draft_logits.empty()) return sampler.drafts.choose(row, logits, sampler.rules, sampler.filter);
+  if (row.verifies_draft()) return sampler.drafts.choose(row, logits, sampler.rules, sampler.filter);
   const auto generated = static_cast<uint64_t>(row.history.size()) - row.prompt_length;
   return sampler.filter.draw(row, logits, philox_uniform(row.seed, row.stream, generated));
 }

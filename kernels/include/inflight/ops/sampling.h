@@ -39,6 +39,9 @@ struct SamplingRow {
   int32_t draft_token = -1;
   float draft_threshold = 0.0f;  // 0 = none
   int num_candidates = 0;  // > 0: a beam, whose best tokens are wanted instead of one: best_candidates takes the row
+
+  /// Whether the draft's logits decide: for a greedy row they say no more than the token does.
+  bool verifies_draft() const { return !draft_logits.empty() && temperature != 0 && top_k != 1; }
 };
 
 /// tokens[i] from logits[i] under rows[i]. The draw uses a counter-based generator keyed by (seed, stream, number of
