@@ -101,6 +101,8 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan, i
   require(request.timeout.count() >= 0, "timeout is ", request.timeout.count(), " microseconds, wanted at least 0");
   require(request.output.prefix_tokens >= 0, "prefix_tokens is ", request.output.prefix_tokens, ", wanted at least 0");
   check_retention(request.retention);
+  require(request.continued_tokens >= 0 && request.continued_tokens < prompt, "continued_tokens is ",
+          request.continued_tokens, ", wanted 0 to ", prompt - 1, ", fewer than the input tokens");
   check_sampling(request.sampling);
   check_drafts(request, model.vocabulary_size);
   check_outputs(request, model, plan);
@@ -137,7 +139,7 @@ SamplingRow sampling_row(const RequestState& state, int sequence_index) {
   row.end_ids = state.end_ids;
   row.seed = config.seed;
   row.stream = static_cast<uint64_t>(sequence_index);
-  row.prompt_length = static_cast<int>(state.request.input_ids.size());
+  row.prompt_length = static_cast<int>(state.request.input_ids.size()) - state.request.continued_tokens;
   row.bias = state.request.embedding_bias;
   row.bad_words = state.bad_words;
   row.bad_word_ends = state.bad_word_ends;

@@ -106,14 +106,16 @@ void Executor::Impl::accept_tokens(const SequencePtr& sequence, std::span<const 
   }
   for (auto& [name, output] : sequence->additional_outputs)  // of drafts behind the end
     output.values.resize(output.values.size() - (tokens.size() - taken) * output.width);
-  if (reason != FinishReason::kNotFinished) return end_sequence(sequence, reason);
+  if (reason != FinishReason::kNotFinished || sequence->request->request.stop_after_drafts)
+    return end_sequence(sequence, reason);
   if (sequence->output().streaming) emit_new_tokens(sequence, reason);
 }
 
 FinishReason Executor::Impl::accept_token(SequenceState& sequence, TokenId token, float log_prob) {
   const Request& request = sequence.request->request;
   const std::vector<TokenId>& ends = sequence.request->end_ids;
-  const bool ends_allowed = static_cast<int>(sequence.generated.size()) >= request.sampling.min_tokens;
+  const int before = request.continued_tokens;
+  const bool ends_allowed = before + static_cast<int>(sequence.generated.size()) >= request.sampling.min_tokens;
   if (ends_allowed && std::find(ends.begin(), ends.end(), token) != ends.end()) return FinishReason::kEndId;
   sequence.generated.push_back(token);
   if (request.output.log_probs) {
@@ -121,7 +123,7 @@ FinishReason Executor::Impl::accept_token(SequenceState& sequence, TokenId token
     sequence.cum_log_prob += log_prob;
   }
   const int count = static_cast<int>(sequence.generated.size());
-  if (count >= request.sampling.min_tokens && ends_in_stop_word(request.stop_words, sequence.generated))
+  if (before + count >= request.sampling.min_tokens && ends_in_stop_word(request.stop_words, sequence.generated))
     return FinishReason::kStopWords;
   return count >= request.max_tokens ? FinishReason::kLength : FinishReason::kNotFinished;
 }

@@ -130,6 +130,8 @@ void bind_request(nb::module_& m) {
       .def_rw("draft_tokens", &Request::draft_tokens)
       .def_rw("draft_logits", &Request::draft_logits)
       .def_rw("draft_acceptance_threshold", &Request::draft_acceptance_threshold, nb::arg().none())
+      .def_rw("stop_after_drafts", &Request::stop_after_drafts)
+      .def_rw("continued_tokens", &Request::continued_tokens)
       .def_rw("timeout", &Request::timeout);
 }
 

@@ -190,6 +190,34 @@ TEST_F(DraftsTest, WithLogitsAThresholdDecides) {
   EXPECT_GT(refused, 20);
 }
 
+// Rules that look at what was generated, minimum lengths and draws go on over the parts.
+TEST_F(DraftsTest, AnAnswerInPartsIsTheOneInAPiece) {
+  const auto executor = make(false);
+  for (Request request : draw_requests(40, 41)) {
+    request.output = {};
+    request.sampling.num_return_sequences = 1;
+    request.stop_words.clear();
+    const Result whole = ask(*executor, request)->wait();
+    std::vector<TokenId> tokens;
+    FinishReason reason = FinishReason::kNotFinished;
+    while (reason == FinishReason::kNotFinished) {
+      Request part = request;
+      part.input_ids.insert(part.input_ids.end(), tokens.begin(), tokens.end());
+      part.continued_tokens = static_cast<int>(tokens.size());
+      part.max_tokens = request.max_tokens - part.continued_tokens;
+      part.stop_after_drafts = true;
+      for (size_t i = tokens.size(); i < std::min(tokens.size() + 3, whole.tokens.size()); ++i)
+        part.draft_tokens.push_back(random_() % 4 == 0 ? token() : whole.tokens[i]);
+      const Result result = ask(*executor, part)->wait();
+      ASSERT_LE(result.tokens.size(), part.draft_tokens.size() + 1);
+      tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end());
+      reason = result.finish_reason;
+    }
+    EXPECT_EQ(tokens, whole.tokens);
+    EXPECT_EQ(reason, whole.finish_reason);
+  }
+}
+
 TEST_F(DraftsTest, BadDraftsAreRefused) {
   const auto executor = make(false);
   const auto refuse = [&](const std::vector<std::string>& parts, const std::function<void(Request&)>& change) {

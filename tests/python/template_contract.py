@@ -32,6 +32,8 @@ prompt_ignore_length INT32 [1] OR
 min_p FP32 [1] OR
 ignore_eos BOOL [1] OR
 priority FP32 [1] OR
+stop_after_draft_tokens BOOL [1] OR
+continued_tokens INT32 [1] OR
 return_log_probs BOOL [1] OR
 return_context_logits BOOL [1] OR
 return_generation_logits BOOL [1] OR

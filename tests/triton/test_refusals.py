@@ -65,6 +65,7 @@ BAD_VALUES = {
         },
         "input retention_token_range_priorities is 101; wanted 0 to 100",
     ),
+    "continued tokens": ({"continued_tokens": 3}, "continued_tokens is 3, wanted 0 to 2, fewer than the input tokens"),
     "draft token": ({"draft_input_ids": [5, 4096]}, "draft token 4096 is outside the vocabulary of 4096"),
     "draft logits": (
         {"draft_input_ids": [5, 6], "draft_logits": np.zeros((1, 1, 4096), np.float32)},

@@ -81,6 +81,8 @@ class Request:
     draft_tokens: list[int] = dataclasses.field(default_factory=list)
     draft_logits: list[float] = dataclasses.field(default_factory=list)  # [draft tokens, vocabulary], flat
     draft_acceptance_threshold: float | None = None
+    stop_after_drafts: bool = False
+    continued_tokens: int = 0
     timeout_seconds: float = 0.0
 
 
