@@ -181,13 +181,6 @@ def test_unknown_request_type_is_the_default(served, greedy):
     assert response.tokens == greedy(PLAIN["input_ids"], 4)
 
 
-@pytest.mark.parametrize("name", ["num_draft_tokens", "use_draft_logits"])
-def test_scripted_chain_has_no_draft_models(served, name):
-    value = True if name == "use_draft_logits" else 3
-    text = served.refusal("tensorrt_llm_bls", **{name: value})
-    assert text == f"input {name} is for draft models, which are not supported"
-
-
 @pytest.mark.parametrize(("model", "code"), [("ensemble", UNSUPPORTED), ("tensorrt_llm_bls", "StatusCode.INTERNAL")])
 def test_text_models_pass_on_the_error(single, model, code):
     """A script learns the text of another model's error alone: the server's python backend drops the code."""

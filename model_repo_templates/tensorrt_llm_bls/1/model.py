@@ -1,6 +1,6 @@
 """The ensemble's chain as a script: preprocessing, the engine model, postprocessing, with the ensemble's tensors.
 
-Beyond the ensemble: stop words are found in the text, and accumulate_tokens.
+Beyond the ensemble: stop words are found in the text, accumulate_tokens, and a draft model that the target verifies.
 """
 
 import json
@@ -10,6 +10,7 @@ import threading
 try:
     import numpy as np
 
+    from inflight.serve.bls_drafts import SpeculativeAnswer
     from inflight.serve.bls_models import EngineAnswer, call, error_response, tensors
     from inflight.serve.bls_tensors import (
         CHUNK_OUTPUTS,
@@ -19,7 +20,7 @@ try:
         PREPROCESSING_OUTPUTS,
         UNSUPPORTED,
     )
-    from inflight.serve.bls_text import AnswerText
+    from inflight.serve.bls_text import AnswerText, SequenceText
     from inflight.serve.bls_watch import CancellationWatch
     from inflight.serve.model_support import RequestError, flag_parameter, text_parameter, texts
 except ImportError as error:
@@ -39,9 +40,9 @@ class TritonPythonModel:
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.accumulate = flag_parameter(config, "accumulate_tokens", default=False)
         self.engine = text_parameter(config, "tensorrt_llm_model_name") or "tensorrt_llm"
-        for key in ("tensorrt_llm_draft_model_name", "multimodal_encoders_name"):
-            if text_parameter(config, key) is not None:
-                raise pb_utils.TritonModelException(f"parameter {key} is not supported; leave it out")
+        self.draft_model = text_parameter(config, "tensorrt_llm_draft_model_name")
+        if text_parameter(config, "multimodal_encoders_name") is not None:
+            raise pb_utils.TritonModelException("parameter multimodal_encoders_name is not supported; leave it out")
         self.watch = CancellationWatch()
         self.threads = set()
 
@@ -63,6 +64,7 @@ class TritonPythonModel:
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             check_inputs(inputs)
+            check_drafting(inputs, self.draft_model)
             self.chain(inputs, set(request.requested_output_names()), sender)
         except Exception as error:
             sender.send(error_response(error), flags=FINAL)
@@ -95,7 +97,32 @@ class TritonPythonModel:
         engine_inputs["return_num_output_tokens"] = np.ones((len(inputs["text_input"]), 1), bool)
         wanted = {*CHUNK_OUTPUTS, "batch_index", "sequence_index", "num_output_tokens"}
         wanted |= {name for name in ENGINE_OUTPUTS if name in outputs}
-        return EngineAnswer(self.engine, engine_inputs, sorted(wanted), self.decoupled)
+        if number(inputs, "num_draft_tokens") == 0:
+            return self.ask(self.engine)(engine_inputs, wanted)
+        return self.speculate(inputs, engine_inputs, wanted)
+
+    def ask(self, model):
+        return lambda inputs, outputs: EngineAnswer(model, inputs, sorted(outputs), self.decoupled)
+
+    def speculate(self, inputs, engine_inputs, wanted):
+        text = SequenceText(stop_words(inputs)[0])
+
+        def ended(chunk):  # of a stream, chain() sees every round's text
+            if "stop_words" in inputs and not flag(inputs, "stream"):
+                text.push(self.texts(chunk))
+            return text.stopped
+
+        if {"acceptance_rate", "total_draft_tokens", "total_accepted_draft_tokens"} & wanted:
+            wanted |= {"total_draft_tokens", "total_accepted_draft_tokens"}
+        return SpeculativeAnswer(
+            self.ask(self.engine),
+            self.ask(self.draft_model),
+            engine_inputs,
+            wanted - {"prefix_ids", "sequence_final"},
+            number(inputs, "num_draft_tokens"),
+            flag(inputs, "use_draft_logits"),
+            ended,
+        )
 
     def response(self, chunk, answer, inputs, outputs):
         """What the client gets of a response of the engine; None: nothing."""
@@ -142,6 +169,28 @@ def check_inputs(inputs):
         raise RequestError("INVALID_ARG", f"max_tokens is {least}, wanted at least 1")
 
 
+def check_drafting(inputs, draft_model):
+    """Whether the request may be answered with a draft model, where it wants that."""
+    count = number(inputs, "num_draft_tokens")
+    if count < 0:
+        raise RequestError("INVALID_ARG", f"num_draft_tokens is {count}, wanted 0 or more")
+    if count == 0:
+        if flag(inputs, "use_draft_logits"):
+            raise RequestError("INVALID_ARG", "use_draft_logits is true without num_draft_tokens")
+        return
+    if draft_model is None:
+        raise RequestError(
+            "INVALID_ARG", f"num_draft_tokens is {count}, but parameter tensorrt_llm_draft_model_name names no model"
+        )
+    if (rows := len(inputs["text_input"])) > 1:
+        raise RequestError("INVALID_ARG", f"num_draft_tokens with {rows} rows, wanted one")
+    for name in ("num_return_sequences", "beam_width"):
+        if number(inputs, name) > 1:
+            raise RequestError("INVALID_ARG", f"num_draft_tokens with {name} {number(inputs, name)}, wanted 1")
+    if flag(inputs, "return_context_logits"):
+        raise RequestError("INVALID_ARG", "num_draft_tokens with return_context_logits, wanted one of them")
+
+
 def stop_words(inputs):
     """Of each row."""
     if "stop_words" not in inputs:
@@ -151,6 +200,10 @@ def stop_words(inputs):
 
 def number_of_sequences(inputs):
     return int(inputs.get("num_return_sequences", np.ones((len(inputs["text_input"]), 1), np.int32)).sum())
+
+
+def number(inputs, name):
+    return int(inputs[name].max()) if name in inputs else 0
 
 
 def flag(inputs, name):

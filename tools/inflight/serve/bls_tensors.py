@@ -113,6 +113,4 @@ UNSUPPORTED = {
     "image_bytes_input": "multimodal networks",
     "image_url_input": "multimodal networks",
     "video_bytes_input": "multimodal networks",
-    "num_draft_tokens": "draft models",
-    "use_draft_logits": "draft models",
 }

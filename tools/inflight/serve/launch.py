@@ -19,6 +19,12 @@ from inflight.tokenizer import tokenizer_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tritonserver", type=Path, help="server binary (default: the one of nvidia-pytriton)")
     parser.add_argument("--backend-library", type=Path, help="libtriton_inflight.so (default: the installed one)")
+    parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="MODEL",
+        help="a small model with the same tokenizer: tensorrt_llm_bls then takes num_draft_tokens",
+    )
     parser.add_argument("--log-file", type=Path, help="the server's log (default: a temporary file)")
     parser.add_argument(
         "--set",
@@ -37,8 +43,11 @@ def running_server(
     with tempfile.TemporaryDirectory(prefix="inflight-serve-") as folder:
         with console.status("Writing the plan ..."):
             engine_dir = plan.ensure(model)
+            draft = None if args.draft is None else plan.ensure(args.draft)
         variables = dict(_name_and_value(text) for text in args.set)
-        repository = fill_repository(Path(folder) / "models", engine_dir, tokenizer_folder(engine_dir), **variables)
+        repository = fill_repository(
+            Path(folder) / "models", engine_dir, tokenizer_folder(engine_dir), draft, **variables
+        )
         server = TritonServer(
             repository, args.tritonserver, args.backend_library, host=host, ports=ports, log=args.log_file
         )

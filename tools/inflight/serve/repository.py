@@ -13,13 +13,17 @@ from inflight.serve.locate import PACKAGE, ServerError, find_templates
 from inflight.serve.template import fill
 
 ENGINE_MODEL = "tensorrt_llm"
+DRAFT_MODEL = "tensorrt_llm_draft"
 PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 RANK_PARAMETERS = ("tensor_parallel_size", "pipeline_parallel_size")
 
 
-def fill_repository(folder: Path, engine_dir: Path, tokenizer_dir: Path, **variables: object) -> Path:
-    """Writes the five models into `folder`, which must not hold them yet; returns it. `variables`: template variables
-    that differ from what a plain server wants; unknown ones raise ServerError."""
+def fill_repository(
+    folder: Path, engine_dir: Path, tokenizer_dir: Path, draft_engine_dir: Path | None = None, **variables: object
+) -> Path:
+    """Writes the five models into `folder`, which must not hold them yet; returns it. `draft_engine_dir`: writes
+    DRAFT_MODEL too, whose guesses tensorrt_llm_bls lets the engine verify. `variables`: template variables that differ
+    from what a plain server wants; unknown ones raise ServerError."""
     values = {
         "triton_backend": "inflight",
         "triton_max_batch_size": 8,
@@ -35,6 +39,9 @@ def fill_repository(folder: Path, engine_dir: Path, tokenizer_dir: Path, **varia
     }
     substitutions = {key: str(value) for key, value in values.items()}
     shutil.copytree(find_templates(), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    if draft_engine_dir is not None:
+        _add_draft_model(folder, draft_engine_dir.absolute())
+        substitutions["tensorrt_llm_draft_model_name"] = DRAFT_MODEL
     unused = set(substitutions)
     for config in sorted(folder.glob("*/config.pbtxt")):
         text = config.read_text(encoding="utf-8")
@@ -45,6 +52,14 @@ def fill_repository(folder: Path, engine_dir: Path, tokenizer_dir: Path, **varia
         raise ServerError(f"no template has the variables {', '.join(sorted(unused))}")
     link_package(folder)
     return folder
+
+
+def _add_draft_model(folder: Path, engine_dir: Path) -> None:
+    """A second engine model, with its engine filled in."""
+    shutil.copytree(folder / ENGINE_MODEL, folder / DRAFT_MODEL)
+    config = folder / DRAFT_MODEL / "config.pbtxt"
+    text = config.read_text(encoding="utf-8").replace(f'name: "{ENGINE_MODEL}"', f'name: "{DRAFT_MODEL}"')
+    config.write_text(fill(text, {"engine_dir": str(engine_dir)}), encoding="utf-8")
 
 
 def link_package(repository: Path) -> None:
