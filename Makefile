@@ -3,6 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= tests/demo_model/python-7m
 HOST ?= 127.0.0.1
+MINUTES ?= 10
+STREAMS ?= 200
+SOAK_MODEL ?= tensorrt_llm
 BUILD := build
 CUDA_PACKAGES = $$($(BIN)/python ci/requirements.py cuda | grep ^nvidia-)
 # pip's output as one line a package that is new
@@ -11,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help build demo serve test test-gpu lint format wheel clean
+.PHONY: help build demo serve soak test test-gpu lint format wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +52,9 @@ demo: build ## stream a completion through a real tritonserver, on the CPU
 
 serve: build ## MODEL=<engine or checkpoint folder> HOST=<address>: leave a server up on ports 8000, 8001, 8002
 	@$(BIN)/inflight serve "$(MODEL)" --host $(HOST)
+
+soak: build ## MINUTES=10 STREAMS=200: a server under clients that cancel, leave and err; every answer checked
+	@$(BIN)/inflight soak "$(MODEL)" --streams $(STREAMS) --minutes $(MINUTES) --model $(SOAK_MODEL)
 
 test: build $(VENV)/test.stamp ## all tests, with one summary
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "print the network of an engine folder or a checkpoint",
     "generate": "continue a prompt in the terminal, without a server",
     "bench": "measure the executor, or a running server, under load",
+    "soak": "load a server with clients of every kind and check every answer",
     "demo": "stream a completion of the demo model through a real tritonserver",
     "serve": "leave a tritonserver with a model up until Ctrl-C",
 }
