@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 MODEL ?= tests/demo_model/python-7m
 HOST ?= 127.0.0.1
 MINUTES ?= 10
+CASES ?= 100000
+SEED ?= 1
+SANITIZE ?= address,undefined
 STREAMS ?= 200
 SOAK_MODEL ?= tensorrt_llm
 BUILD := build
@@ -14,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help build demo serve soak test test-gpu lint format wheel clean
+.PHONY: help build demo serve soak fuzz test test-gpu lint format wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,6 +59,13 @@ serve: build ## MODEL=<engine or checkpoint folder> HOST=<address>: leave a serv
 soak: build ## MINUTES=10 STREAMS=200: a server under clients that cancel, leave and err; every answer checked
 	@$(BIN)/inflight soak "$(MODEL)" --streams $(STREAMS) --minutes $(MINUTES) --model $(SOAK_MODEL)
 
+fuzz: build $(VENV)/test.stamp ## CASES=100000 SANITIZE=address,undefined: random input for everything that comes from outside
+	@$(BIN)/cmake -S . -B $(BUILD)-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DINFLIGHT_CUDA=OFF \
+	  -DINFLIGHT_PYTHON=OFF -DINFLIGHT_BACKEND=OFF -DCMAKE_BUILD_TYPE=Release -DINFLIGHT_SANITIZE=$(SANITIZE) > /dev/null
+	@NINJA_STATUS="[%f/%t] " $(BIN)/ninja -C $(BUILD)-fuzz fuzz_tests
+	@$(BUILD)-fuzz/tests/fuzz_tests --cases $(CASES) --seed $(SEED)
+	@$(BIN)/python tests/triton/fuzz_wire.py --cases $(CASES) --seed $(SEED)
+
 test: build $(VENV)/test.stamp ## all tests, with one summary
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -76,4 +86,4 @@ wheel: $(VENV)/server.stamp ## a wheel with tools, executor, backend and templat
 	@$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
 
 clean: ## remove what was built (the virtual environment stays)
-	rm -rf $(BUILD) dist
+	rm -rf $(BUILD) $(BUILD)-fuzz dist

@@ -61,6 +61,50 @@ TRITONSERVER_Error* TRITONBACKEND_InputBuffer(TRITONBACKEND_Input* input, uint32
   return nullptr;
 }
 
+TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request* request, uint32_t* count) {
+  *count = static_cast<uint32_t>(request->inputs.size());
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request* request, uint32_t* count) {
+  *count = static_cast<uint32_t>(request->requested_outputs.size());
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request* request, uint32_t index, const char** name) {
+  *name = request->requested_outputs.at(index).c_str();
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_RequestParameterCount(TRITONBACKEND_Request* request, uint32_t* count) {
+  *count = static_cast<uint32_t>(request->parameters.size());
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_RequestParameter(TRITONBACKEND_Request* request, uint32_t index, const char** key,
+                                                   ParameterType* type, const void** value) {
+  *key = request->parameters.at(index).first.c_str();
+  *type = ParameterType::kString;
+  *value = request->parameters.at(index).second.c_str();
+  return nullptr;
+}
+
+TRITONSERVER_Error* TRITONBACKEND_InferenceRequestTimeoutMicroseconds(TRITONBACKEND_Request* request,
+                                                                      uint64_t* timeout) {
+  *timeout = request->timeout_us;
+  return nullptr;
+}
+
+// The parser knows outputs by name; none is ever written here.
+TRITONSERVER_Error* TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response*, TRITONBACKEND_Output**, const char* name,
+                                                 DataType, const int64_t*, uint32_t) {
+  return TRITONSERVER_ErrorNew(TritonCode::kInternal, name);
+}
+
+TRITONSERVER_Error* TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output*, void**, uint64_t, MemoryType*, int64_t*) {
+  return TRITONSERVER_ErrorNew(TritonCode::kInternal, "no buffer");
+}
+
 }  // extern "C"
 
 }  // namespace inflight::backend

@@ -18,6 +18,9 @@ extern "C" struct TRITONBACKEND_Input {
 
 extern "C" struct TRITONBACKEND_Request {
   std::vector<TRITONBACKEND_Input> inputs;
+  std::vector<std::string> requested_outputs = {};
+  std::vector<std::pair<std::string, std::string>> parameters = {};  // text ones
+  uint64_t timeout_us = 0;
 };
 
 /// What the backend has logged in this process.
