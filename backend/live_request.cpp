@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "backend/error_text.h"
 #include "backend/model.h"
 #include "backend/model_instance.h"
 #include "backend/request_releaser.h"
@@ -137,7 +138,7 @@ void LiveRequest::record_failure(size_t row, Error error) {
 void LiveRequest::finish_with_error(const Error& error) {
   TRITONBACKEND_Response* response = nullptr;
   log_if_error(TRITONBACKEND_ResponseNewFromFactory(&response, factory_));
-  const ErrorHandle handle(make_error(error.code(), error.what()));
+  const ErrorHandle handle(make_error(error.code(), error_text(request_, error)));
   finish(response, handle.get());
 }
 

@@ -169,6 +169,15 @@ def test_unary_call_of_a_decoupled_model(served):
     assert caught.value.status() == UNSUPPORTED
 
 
+def test_streams_tell_the_code_on_request(served):
+    plain = {"input_ids": [5, 4096], "input_lengths": 2, "request_output_len": 4}
+    text = "input token 4096 is outside the vocabulary of 4096 tokens"
+    assert served.refusal(**plain) == text
+    assert served.refusal(**plain, parameters={"error_codes": True}) == f"[INVALID_ARGUMENT] {text}"
+    assert served.refusal(**plain, parameters={"error_codes": False}) == text
+    assert served.refusal(**plain, lora_task_id=1, parameters={"error_codes": True}).startswith("[UNIMPLEMENTED] ")
+
+
 @pytest.mark.parametrize("request_type", ["context_only", "generation_only"])
 def test_request_types_to_come(served, request_type):
     text = served.refusal("tensorrt_llm", **PLAIN, parameters={"request_type": request_type})
