@@ -53,8 +53,8 @@ build: $(VENV)/server.stamp $(BUILD)/build.ninja ## build the C++ side in place
 demo: build ## stream a completion through a real tritonserver, on the CPU
 	@$(BIN)/inflight demo --model "$(MODEL)"
 
-serve: build ## MODEL=<engine or checkpoint folder> HOST=<address>: leave a server up on ports 8000, 8001, 8002
-	@$(BIN)/inflight serve "$(MODEL)" --host $(HOST)
+serve: build ## MODEL=<engine or checkpoint folder> HOST=<address> OPENAI=1 (its interface on port 9000): leave a server up on ports 8000, 8001, 8002
+	@$(BIN)/inflight serve "$(MODEL)" --host $(HOST) $(if $(OPENAI),--openai)
 
 soak: build ## MINUTES=10 STREAMS=200: a server under clients that cancel, leave and err; every answer checked
 	@$(BIN)/inflight soak "$(MODEL)" --streams $(STREAMS) --minutes $(MINUTES) --model $(SOAK_MODEL)

@@ -111,7 +111,8 @@ def test_eos_ids_of_generation_config_win(tmp_path):
 def test_build_copies_tokenizer_but_no_weights(tmp_path):
     plan.build(DEMO_MODELS / "python-1m", tmp_path)
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"plan.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    copied = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert names == {"plan.json", *copied}
     assert (tmp_path / "tokenizer.json").read_bytes() == (DEMO_MODELS / "python-1m" / "tokenizer.json").read_bytes()
 
 

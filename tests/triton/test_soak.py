@@ -10,7 +10,7 @@ from inflight.soak.clients import KINDS, judge
 from inflight.soak.run import Settings, soak
 from inflight.soak.wire import Addresses, Piece
 
-# Server 2.51 sometimes never releases an ensemble's request whose client has left, and then takes its whole exit time-out
+# Server 2.51 sometimes never releases an ensemble request whose client has left, and then takes its whole exit time-out
 # to end: here nobody leaves early.
 TEXT_SHARES = {"invalid": 0.1}
 TEXTS = ["def add(a, b):", "import os\n", "class A:\n    ", "for x in range(", 'print("']

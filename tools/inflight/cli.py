@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "bench": "measure the executor, or a running server, under load",
     "soak": "load a server with clients of every kind and check every answer",
     "demo": "stream a completion of the demo model through a real tritonserver",
+    "openai": "OpenAI's HTTP interface in front of a running server",
     "serve": "leave a tritonserver with a model up until Ctrl-C",
 }
 

@@ -29,12 +29,13 @@ def chunk_text(
 
 
 class TextStream:
-    """The same with the window kept here, for callers that see every token of one sequence."""
+    """The same with the window kept here, for callers that see every token of one sequence. `behind`: tokens whose text
+    this one goes on; without them some tokenizers drop the space before the first word."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, behind: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._prefix: list[int] = []
+        self._prefix = list(behind[-PREFIX_TOKENS:])
 
     def push(self, tokens: Sequence[int], end: bool = False) -> str:
         """The text that is now certain; with `end`, all the rest."""

@@ -15,6 +15,7 @@ import tokenizers
 from inflight.errors import CheckpointError
 
 REPLACEMENT = "\ufffd"
+_META_SPACE = "\u2581"  # how SentencePiece spells a space
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
@@ -40,8 +41,11 @@ class Tokenizer:
         self.end_id = end_id
         self.pad_id = pad_id if pad_id is not None else end_id
         self.size = backend.get_vocab_size(with_added_tokens=True)
-        self._special_ids = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
+        added = backend.get_added_tokens_decoder()
+        self._added_ids = set(added)
+        self._special_ids = {id_ for id_, token in added.items() if token.special}
         self._byte_of_id = _byte_tokens(backend)
+        self._is_byte_level = backend.decoder is not None and b"ByteLevel" in backend.decoder.__getstate__()
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Tokenizer:
@@ -55,6 +59,25 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Special tokens that are spelt out in the text become those tokens."""
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_unlocked(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The same for a long text in a thread: other threads run meanwhile."""
+        return self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def token_bytes(self, id_: int) -> bytes:
+        """What one token stands for, which need not be whole characters; empty outside the vocabulary."""
+        token = self._backend.id_to_token(id_)
+        if token is None or id_ in self._added_ids:
+            return (token or "").encode()
+        if id_ in self._byte_of_id:
+            return bytes([self._byte_of_id[id_]])
+        if self._is_byte_level:
+            return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+        return token.replace(_META_SPACE, " ").encode()
+
+    def longest_token(self) -> int:
+        """Characters of the longest entry of the vocabulary."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Ids outside the vocabulary give nothing."""
@@ -152,6 +175,16 @@ def _byte_tokens(backend: tokenizers.Tokenizer) -> dict[int, int]:
         return {}
     ids = {byte: backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
     return {id_: byte for byte, id_ in ids.items() if id_ is not None}
+
+
+def _byte_level_characters() -> dict[str, int]:
+    """Byte-level vocabularies spell the bytes that print in Latin-1 by themselves, the others from U+0100 on."""
+    printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printing)
+    return {chr(byte): byte for byte in printing} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_level_characters()
 
 
 def _special_id(folder: Path, backend: tokenizers.Tokenizer, kind: str) -> int | None:

@@ -1,12 +1,13 @@
 """inflight serve MODEL: a Triton server of one engine, in the foreground."""
 
 import argparse
+import asyncio
 import signal
-import time
 from pathlib import Path
 
 from rich.console import Console
 
+from inflight.openai import PORT
 from inflight.serve import launch
 from inflight.serve.locate import ServerError
 from inflight.serve.server import Ports, TritonServer
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; all: 0.0.0.0)")
     for kind in ("http", "grpc", "metrics"):
         parser.add_argument(f"--{kind}-port", type=int, default=getattr(ports, kind), help="default: %(default)s")
+    parser.add_argument("--openai", action="store_true", help="OpenAI's interface beside it, on the same address")
+    parser.add_argument("--openai-port", type=int, default=PORT, help="default: %(default)s")
+    parser.add_argument("--chat-template", type=Path, help="Jinja file (default: the model's)")
     launch.add_arguments(parser)
 
 
@@ -33,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         with launch.running_server(args, args.model, ports, args.host, console) as server:
             show(server, args.model, console)
-            wait(server, stopping)
+            stopping.waiting = True
+            asyncio.run(serve_openai(args, server, stopping, console) if args.openai else wait(server, stopping))
     except KeyboardInterrupt:  # raised by StopSignals while the server starts
         return 130
     return 0
@@ -61,10 +66,18 @@ def show(server: TritonServer, model: Path, console: Console) -> None:
     console.print(USAGE.format(url=server.http_url))
 
 
-def wait(server: TritonServer, stopping: StopSignals) -> None:
+async def serve_openai(args: argparse.Namespace, server: TritonServer, stopping: StopSignals, console: Console) -> None:
+    from inflight.openai.run import Settings, running  # its libraries are for those who want it
+
+    settings = Settings(server.grpc_url, args.host, args.openai_port, chat_template=args.chat_template)
+    async with running(settings) as model:
+        console.print(f"OpenAI {settings.url}   model {model.names[0]}", markup=False)
+        await wait(server, stopping)
+
+
+async def wait(server: TritonServer, stopping: StopSignals) -> None:
     """Until a signal comes. Raises ServerError when the server dies."""
-    stopping.waiting = True
     while not stopping.received:
         if server.exit_code is not None:
             raise ServerError(f"the server ended with code {server.exit_code}\n{server.log_tail()}")
-        time.sleep(0.2)
+        await asyncio.sleep(0.2)

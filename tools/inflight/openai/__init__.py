@@ -1,0 +1,3 @@
+"""OpenAI's HTTP interface in front of a Triton server's engine model. README.md tells the parts."""
+
+PORT = 9000
