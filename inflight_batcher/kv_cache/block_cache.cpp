@@ -65,6 +65,7 @@ void BlockCache::release(int32_t block, bool keep) {
 BlockCache::Node BlockCache::publish(Node parent, std::span<const TokenId> tokens, int32_t block) {
   const Node node = tree_.find(parent, tokens);
   if (node == PrefixTree::kNone) return insert_node(parent, tokens, block);
+  if (blocks_[block].node == node) return node;  // another holder of the same block was first
   if (nodes_[node].cached) leave_cache(node);
   if (is_on_host(node)) {
     leave_host(node);

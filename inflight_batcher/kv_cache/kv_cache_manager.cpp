@@ -55,6 +55,25 @@ class KvCacheManager::Impl {
     return true;
   }
 
+  bool fork(SequenceId parent_id, SequenceId child_id, int num_tokens, int capacity_tokens) {
+    check(!sequences_.contains(child_id), ErrorCode::kInternal, "KV cache: sequence ", child_id, " exists already");
+    check_fork(parent_id, num_tokens, capacity_tokens);
+    const int shared = num_tokens / config_.block_size;
+    if (blocks_for(capacity_tokens) - shared > cache_.available()) return false;
+    Sequence& child = insert(child_id);
+    const Sequence& parent = find(parent_id);
+    child.table.assign(parent.table.begin(), parent.table.begin() + shared);
+    for (const int32_t block : child.table) cache_.hold(block);
+    child.published = parent.published;
+    child.node = parent.node;
+    child.tail = parent.tail;
+    child.policy = parent.policy;
+    allocate(child, capacity_tokens);
+    const int rest = num_tokens - shared * config_.block_size;
+    if (rest > 0) cache_.copies().push_back({parent.table[shared], child.table[shared], rest});
+    return true;
+  }
+
   bool extend(SequenceId id, int capacity_tokens) {
     Sequence& sequence = find(id);
     const int missing = blocks_for(capacity_tokens) - static_cast<int>(sequence.table.size());
@@ -137,8 +156,8 @@ class KvCacheManager::Impl {
     std::vector<int> holders(config_.num_blocks);
     for (const auto& [id, sequence] : sequences_) {
       for (const int32_t block : sequence.table) ++holders[block];
-      check_path(id, sequence);
     }
+    for (const auto& [id, sequence] : sequences_) check_path(id, sequence, holders);
     cache_.check_invariants(holders);
   }
 
@@ -276,14 +295,24 @@ class KvCacheManager::Impl {
     cache_.retain(node, sequence.policy->retention_of(begin, begin + tokens));
   }
 
-  void check_path(SequenceId id, const Sequence& sequence) const {
+  void check_fork(SequenceId id, int num_tokens, int capacity_tokens) const {
+    const Sequence& parent = find(id);
+    const int known = parent.published * config_.block_size + static_cast<int>(parent.tail.size());
+    const int held = static_cast<int>(parent.table.size()) * config_.block_size;
+    check(num_tokens >= known && num_tokens <= held && capacity_tokens >= num_tokens, ErrorCode::kInternal,
+          "KV cache: a fork of sequence ", id, " takes ", num_tokens, " tokens and room for ", capacity_tokens,
+          ", wanted at least ", known, ", at most ", held, " and room for them");
+  }
+
+  void check_path(SequenceId id, const Sequence& sequence, const std::vector<int>& holders) const {
     Node parent = PrefixTree::kRoot;
     for (size_t i = 0; i < sequence.table.size(); ++i) {
       const Node node = cache_.node_of(sequence.table[i]);
       const bool in_tree = static_cast<int>(i) < sequence.published;
+      if (!in_tree && holders[sequence.table[i]] > 1) continue;  // another one of the fork may have published it
       check((node != PrefixTree::kNone) == in_tree, ErrorCode::kInternal, "KV cache: block ", i, " of sequence ", id,
             in_tree ? " is missing in the tree" : " is in the tree before it is full");
-      if (!in_tree) return;
+      if (!in_tree) continue;
       check(cache_.tree().parent(node) == parent, ErrorCode::kInternal, "KV cache: block ", i, " of sequence ", id,
             " does not follow the one before it in the tree");
       parent = node;
@@ -306,6 +335,10 @@ void KvCacheManager::set_time(int64_t now_ms) { impl_->set_time(now_ms); }
 bool KvCacheManager::add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
                                   Admission* admission, PolicyPtr policy) {
   return impl_->add_sequence(id, tokens, capacity_tokens, reuse, admission, std::move(policy));
+}
+
+bool KvCacheManager::fork(SequenceId parent, SequenceId child, int num_tokens, int capacity_tokens) {
+  return impl_->fork(parent, child, num_tokens, capacity_tokens);
 }
 
 bool KvCacheManager::extend(SequenceId id, int capacity_tokens) { return impl_->extend(id, capacity_tokens); }

@@ -75,6 +75,11 @@ class KvCacheManager {
   bool add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
                     Admission* admission, PolicyPtr policy = nullptr);
 
+  /// Starts `child` on the first `num_tokens` tokens of `parent`, no fewer than mark_computed was told of: the whole
+  /// blocks among them are shared, what the parent has of one more is copied (take_copies). Allocates blocks up to
+  /// `capacity_tokens`, at least `num_tokens`. Returns false and changes nothing when the blocks do not suffice.
+  bool fork(SequenceId parent, SequenceId child, int num_tokens, int capacity_tokens);
+
   /// Grows the sequence's table to hold `capacity_tokens`. False and no change when the blocks do not suffice.
   bool extend(SequenceId id, int capacity_tokens);
 
