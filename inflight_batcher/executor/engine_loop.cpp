@@ -152,9 +152,9 @@ bool Executor::Impl::feed_engine() {
   scheduler_.plan_into(flight->plan);
   counters_.preemptions += static_cast<int64_t>(flight->plan.paused.size());
   if (flight->plan.items.empty()) {
-    const auto [waiting, running] = scheduler_.counts();
-    check(!in_flight_.empty() || waiting + running == 0, ErrorCode::kInternal, "the scheduler plans nothing although ",
-          waiting, " sequences wait and ", running, " run");
+    const Scheduler::Counts counts = scheduler_.counts();
+    check(!in_flight_.empty() || counts.waiting + counts.running == 0, ErrorCode::kInternal,
+          "the scheduler plans nothing although ", counts.waiting, " sequences wait and ", counts.running, " run");
     spare_steps_.push_back(std::move(flight));
     return false;
   }
@@ -254,7 +254,7 @@ void Executor::Impl::publish_stats() {
         counters_.context_tokens = 0;
   std::lock_guard lock(mutex_);
   snapshot_ = counters_;
-  running_ = counts.running;
+  slots_taken_ = counts.slots;
 }
 
 }  // namespace inflight

@@ -105,7 +105,7 @@ void Executor::Impl::check_queue_space() const {
   check(!stopping_, ErrorCode::kUnavailable, "the executor is shutting down");
   if (config_.max_queue_size <= 0) return;
   const int waiting = snapshot_.waiting_requests + static_cast<int>(inbox_.requests.size());
-  const int free_slots = std::max(0, config_.max_batch_size - running_);
+  const int free_slots = std::max(0, config_.max_batch_size - slots_taken_);
   check(waiting < config_.max_queue_size + free_slots, ErrorCode::kUnavailable, "Maximum queue size of ",
         config_.max_queue_size, " is reached: ", waiting, " requests wait; try again later");
 }

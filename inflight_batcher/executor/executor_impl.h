@@ -107,7 +107,7 @@ class Executor::Impl {
   Inbox inbox_;
   RequestId next_request_ = 1;
   ExecutorStats snapshot_;
-  int running_ = 0;  // sequences with a slot, as of the last publish_stats
+  int slots_taken_ = 0;  // as of the last publish_stats
   bool stopping_ = false;
   std::string broken_;  // why the executor takes no more requests
   std::thread thread_;

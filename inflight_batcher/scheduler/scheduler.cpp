@@ -42,9 +42,11 @@ void Scheduler::Impl::add(NewSequence added) {
   check(added.max_total_tokens > prompt_tokens, ErrorCode::kInvalidArgument, "sequence ", added.id,
         ": max_total_tokens is ", added.max_total_tokens, ", wanted more than the prompt's ", prompt_tokens);
   check(!std::isnan(added.priority), ErrorCode::kInvalidArgument, "sequence ", added.id, ": priority is not a number");
+  check(added.drafts.empty() || added.beam_width == 1, ErrorCode::kInvalidArgument, "sequence ", added.id, " has ",
+        added.drafts.size(), " drafts and ", added.beam_width, " beams, wanted no drafts with beams");
   std::string why;
-  check(fits(prompt_tokens, added.max_total_tokens, &why), ErrorCode::kInvalidArgument, "sequence ", added.id, ": ",
-        why);
+  check(fits(prompt_tokens, added.max_total_tokens, &why, added.beam_width), ErrorCode::kInvalidArgument, "sequence ",
+        added.id, ": ", why);
   const auto [place, is_new] = sequences_.try_emplace(added.id);
   check(is_new, ErrorCode::kAlreadyExists, "sequence ", added.id, " exists already");
   Sequence& sequence = place->second;
@@ -55,19 +57,25 @@ void Scheduler::Impl::add(NewSequence added) {
   sequence.reuse_prefix = added.reuse_prefix;
   sequence.kv_policy = std::move(added.kv_policy);
   sequence.drafts = std::move(added.drafts);
+  sequence.plan_ahead = added.plan_ahead;
+  if (added.beam_width > 1) sequence.beams = std::make_unique<ScheduledBeams>();
+  if (added.beam_width > 1) sequence.beams->lanes.resize(added.beam_width);
   sequence.arrival = next_arrival_++;
   waiting_.insert(&sequence);
 }
 
-bool Scheduler::Impl::fits(int prompt_tokens, int max_total_tokens, std::string* why) const {
+bool Scheduler::Impl::fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width) const {
   const auto refuse = [why](const std::string& text) {
     if (why) *why = text;
     return false;
   };
-  const int blocks = kv_cache_.blocks_for(max_total_tokens - 1);
+  if (beam_width > std::min(config_.max_batch_size, config_.max_num_tokens))
+    return refuse(concat(beam_width, " beams exceed max_batch_size ", config_.max_batch_size, " or max_num_tokens ",
+                         config_.max_num_tokens));
+  const int blocks = blocks_of(prompt_tokens, max_total_tokens - 1, beam_width);
   if (blocks > kv_cache_.config().num_blocks) {
-    return refuse(concat(max_total_tokens, " tokens need ", blocks, " KV blocks of ", block_size_,
-                         " tokens, the pool has ", kv_cache_.config().num_blocks));
+    return refuse(concat(max_total_tokens, " tokens", beam_width > 1 ? " of each beam" : "", " need ", blocks,
+                         " KV blocks of ", block_size_, " tokens, the pool has ", kv_cache_.config().num_blocks));
   }
   const bool recomputes = !is_guaranteed();
   const int context = recomputes ? std::max(prompt_tokens, max_total_tokens - 1) : prompt_tokens;
@@ -80,24 +88,19 @@ bool Scheduler::Impl::fits(int prompt_tokens, int max_total_tokens, std::string*
 
 void Scheduler::Impl::complete(const Item& item, std::span<const TokenId> sampled) {
   Sequence& sequence = at_slot(item);
+  if (sequence.has_beams() && item.first >= sequence.size()) return complete_beam(sequence, item);
   check(sequence.in_flight() && sequence.computed == item.first, ErrorCode::kInternal, "sequence ", item.id,
         " completes tokens from ", item.first,
         sequence.in_flight() ? ", in flight are those from " : ", not in flight at ", sequence.computed);
   // Of a finished one it no longer matters whether its step came to a token or failed.
-  const size_t most = item.samples ? 1 + item.drafts.size() : 0;
-  check(sequence.finished || (sampled.empty() != item.samples && sampled.size() <= most), ErrorCode::kInternal,
-        "sequence ", item.id, " completes with ", sampled.size(), " sampled tokens, wanted ", item.samples ? 1 : 0,
-        " to ", most);
+  const size_t most = item.samples && !sequence.beams ? 1 + item.drafts.size() : 0;
+  const size_t least = most > 0 ? 1 : 0;
+  check(sequence.finished || (sampled.size() >= least && sampled.size() <= most), ErrorCode::kInternal, "sequence ",
+        item.id, " completes with ", sampled.size(), " sampled tokens, wanted ", least, " to ", most);
   --sequence.items_in_flight;
   sequence.samples_in_flight -= item.samples;
   sequence.computed += item.count;
-  if (sequence.finished) {
-    if (sequence.in_flight()) return;
-    leaving_blocks_ -= sequence.blocks;
-    leave(sequence);
-    sequences_.erase(item.id);
-    return;
-  }
+  if (sequence.finished) return release_if_landed(sequence);
   if (!item.drafts.empty()) {
     const int refused = static_cast<int>(most - sampled.size());
     sequence.computed -= refused;
@@ -108,6 +111,14 @@ void Scheduler::Impl::complete(const Item& item, std::span<const TokenId> sample
   if (item.samples) sequence.drafts.clear();
   // Only full blocks can be found by others while the sequence runs.
   if (sequence.computed / block_size_ != item.first / block_size_) mark_computed(sequence);
+}
+
+/// Of a finished one that was in flight.
+void Scheduler::Impl::release_if_landed(Sequence& sequence) {
+  if (sequence.in_flight()) return;
+  leaving_blocks_ -= sequence.blocks;
+  leave(sequence);
+  sequences_.erase(sequence.id);
 }
 
 void Scheduler::Impl::finish(SequenceId id) {
@@ -138,6 +149,12 @@ std::span<const TokenId> Scheduler::Impl::tokens(SequenceId id) const {
   return found->second.tokens;
 }
 
+std::span<const TokenId> Scheduler::Impl::tokens(const Item& item) const {
+  const Sequence& sequence = at_slot(item);
+  return item.first < sequence.size() || !sequence.has_beams() ? sequence.tokens
+                                                               : sequence.beams->lanes[item.lane].tokens;
+}
+
 bool Scheduler::Impl::contains(SequenceId id) const {
   const auto found = sequences_.find(id);
   return found != sequences_.end() && !found->second.finished;
@@ -157,11 +174,13 @@ Scheduler::Impl::Running::iterator Scheduler::Impl::place_of(const Sequence& seq
 // What an admission found says nothing before its first item is complete: a part of it is copied by that step.
 void Scheduler::Impl::mark_computed(Sequence& sequence) {
   if (sequence.computed == sequence.reused) return;
+  if (sequence.beams && !sequence.beams->lanes[0].has_table) return;  // another lane has the prompt's blocks
   kv_cache_.mark_computed(sequence.id, std::span(sequence.tokens).first(sequence.computed));
 }
 
 /// Gives back slot and blocks.
 void Scheduler::Impl::leave(Sequence& sequence) {
+  if (sequence.beams) return leave_beams(sequence);
   kv_cache_.remove_sequence(sequence.id, true);
   by_slot_[sequence.slot] = nullptr;
   free_slots_.push_back(std::exchange(sequence.slot, -1));
@@ -173,8 +192,8 @@ Scheduler::~Scheduler() = default;
 
 void Scheduler::add(NewSequence sequence) { impl_->add(std::move(sequence)); }
 
-bool Scheduler::fits(int prompt_tokens, int max_total_tokens, std::string* why) const {
-  return impl_->fits(prompt_tokens, max_total_tokens, why);
+bool Scheduler::fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width) const {
+  return impl_->fits(prompt_tokens, max_total_tokens, why, beam_width);
 }
 
 Scheduler::Step Scheduler::plan() {
@@ -190,6 +209,10 @@ void Scheduler::complete(const Item& item, std::optional<TokenId> sampled) {
 }
 
 void Scheduler::complete(const Item& item, std::span<const TokenId> sampled) { impl_->complete(item, sampled); }
+
+std::vector<int> Scheduler::continue_beams(SequenceId id, std::span<const BeamChoice> choices) {
+  return impl_->continue_beams(id, choices);
+}
 
 void Scheduler::finish(SequenceId id) { impl_->finish(id); }
 

@@ -31,6 +31,12 @@ namespace inflight {
 /// be in two steps at once: its next chunk, or the position behind the token that the item in flight will give. That
 /// token is then no part of tokens() yet; only the device has it when the step runs.
 ///
+/// Beams. A sequence with beam_width > 1 computes its prompt once and then its beams side by side, always in the same
+/// step; they are admitted, paused and finished as one and hold beam_width slots. The caller chooses the beams from
+/// what the step brings (continue_beams); they are never planned ahead of that choice. Their blocks count as if each
+/// beam had its own behind the prompt's whole blocks; only the prompt can be found by others while they run. After a
+/// pause the prompt is recomputed once, then each beam up to its last token, then all go on together.
+///
 /// A sequence's life: waiting -> running (has a slot and KV blocks) -> finished; under max_utilization a running one
 /// may be paused: it loses its blocks (findable in the prefix tree while they last), waits in front of the queue, and
 /// later recomputes what it had. Context chunks and generation tokens are the same: tokens known but not yet computed.
@@ -55,6 +61,8 @@ class Scheduler {
     bool reuse_prefix = true;
     KvCacheManager::PolicyPtr kv_policy;  // null: all by default
     std::vector<TokenId> drafts;          // guessed to follow the prompt: computed once, in the step that samples first
+    int beam_width = 1;
+    bool plan_ahead = true;  // false: never planned behind a token that is not known yet
   };
 
   /// One sequence's part of a step: tokens [first, first + count) of it are computed. Of a sequence in flight the last
@@ -70,6 +78,15 @@ class Scheduler {
     bool admitted = false;                // first step since it waited (new or paused before)
     bool is_context = false;              // computes prompt tokens, or recomputes after a pause
     KvCacheManager::Admission admission;  // when admitted
+    SequenceId table = 0;                 // whose KV blocks: the sequence's id, or that of a beam's lane
+    int lane = 0;                         // which of the beams
+    bool moved = false;  // a beam forked since its slot's last step, which has not seen the tokens before
+  };
+
+  /// A token that continues the beam in a lane.
+  struct BeamChoice {
+    int lane = 0;
+    TokenId token = 0;
   };
 
   struct Step {
@@ -82,6 +99,7 @@ class Scheduler {
   struct Counts {
     int waiting = 0;
     int running = 0;
+    int slots = 0;  // taken; beams take one each
   };
 
   Scheduler(const Config& config, KvCacheManager& kv_cache);
@@ -93,9 +111,9 @@ class Scheduler {
   void add(NewSequence sequence);
 
   /// Whether a sequence of so many tokens could ever run alone: its blocks and, without chunking, its prompt (under
-  /// max_utilization also its longest recomputation) fit the budgets. When not, *why names both numbers. The last token
-  /// is never computed, so it counts for neither.
-  bool fits(int prompt_tokens, int max_total_tokens, std::string* why) const;
+  /// max_utilization also its longest recomputation) fit the budgets, and so do its beams. When not, *why names both
+  /// numbers. The last token is never computed, so it counts for neither.
+  bool fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width = 1) const;
 
   /// Plans the next step and marks its sequences as in flight: they are left alone until complete(), or planned once
   /// more under plan_ahead. So several steps can be under way at once; a sequence is in a step once at most. Generation
@@ -108,24 +126,28 @@ class Scheduler {
   void plan_into(Step& step);
 
   /// Reports a step's end: the item's sequence has been computed up to the item's last token; `sampled` is the new
-  /// token when the item sampled. The caller finishes sequences itself (finish()). Steps complete in the order of
-  /// plan().
+  /// token when the item sampled and the sequence has no beams. The caller finishes sequences itself (finish()). Steps
+  /// complete in the order of plan().
   void complete(const Item& item, std::optional<TokenId> sampled);
 
   /// The same for an item that sampled with drafts: the leading ones that were confirmed, and one token more. What was
   /// computed of the other drafts is void.
   void complete(const Item& item, std::span<const TokenId> sampled);
+  /// Continues a sequence's beams once all that was in flight is complete: `choices` are the new beams, at most
+  /// beam_width, each by the lane of its parent (0 before there are beams) and its new token. Returns the lane of each.
+  /// A beam without a choice ends.
+  std::vector<int> continue_beams(SequenceId id, std::span<const BeamChoice> choices);
 
   /// Ends a sequence, waiting or running; frees slot and blocks. If it is in flight, what it computes is discarded:
   /// its slot and blocks are held until complete() has been called for its last item, but it is no longer contained or
   /// counted.
   void finish(SequenceId id);
 
-  /// All known tokens of a live sequence: prompt and generated. They stay where they are while it runs: a span taken
-  /// then is good until its last item completes.
+  /// All known tokens of a live sequence: prompt and generated, with beams the prompt. They stay where they are while
+  /// it runs: a span taken then is good until its last item completes.
   std::span<const TokenId> tokens(SequenceId id) const;
 
-  /// The same for an item in flight, finished or not, without searching.
+  /// The same for an item in flight, finished or not, without searching; of a beam its tokens.
   std::span<const TokenId> tokens(const Item& item) const;
   bool contains(SequenceId id) const;
   Counts counts() const;

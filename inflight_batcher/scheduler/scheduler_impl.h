@@ -10,21 +10,26 @@
 
 namespace inflight {
 
-/// scheduler.cpp has the sequences' lives, step_planner.cpp the decisions, scheduler_invariants.cpp the checks.
+/// scheduler.cpp has the sequences' lives, step_planner.cpp the decisions, beam_planner.cpp what is
+/// different with beams, scheduler_invariants.cpp the checks.
 class Scheduler::Impl {
  public:
   Impl(const Config& config, KvCacheManager& kv_cache);
 
   std::unique_ptr<Impl> fresh() const { return std::make_unique<Impl>(config_, kv_cache_); }
   void add(NewSequence added);
-  bool fits(int prompt_tokens, int max_total_tokens, std::string* why) const;
+  bool fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width) const;
   void plan_into(Step& step);
   void complete(const Item& item, std::span<const TokenId> sampled);
+  std::vector<int> continue_beams(SequenceId id, std::span<const BeamChoice> choices);
   void finish(SequenceId id);
   std::span<const TokenId> tokens(SequenceId id) const;
-  std::span<const TokenId> tokens(const Item& item) const { return at_slot(item).tokens; }
+  std::span<const TokenId> tokens(const Item& item) const;
   bool contains(SequenceId id) const;
-  Counts counts() const { return {static_cast<int>(waiting_.size()), static_cast<int>(running_.size())}; }
+  Counts counts() const {
+    return {static_cast<int>(waiting_.size()), static_cast<int>(running_.size()),
+            config_.max_batch_size - static_cast<int>(free_slots_.size())};
+  }
   void check_invariants() const;
 
  private:
@@ -36,6 +41,22 @@ class Scheduler::Impl {
   Running::iterator place_of(const Sequence& sequence);
   void mark_computed(Sequence& sequence);
   void leave(Sequence& sequence);
+  void release_if_landed(Sequence& sequence);
+
+  // beam_planner.cpp
+  int blocks_of(int prompt_tokens, int total_tokens, int beams) const;
+  bool can_advance_beams(const Sequence& sequence) const;
+  void plan_beams(Sequence& sequence, Step& step);
+  bool lay_out(Sequence& sequence, Step& step);
+  int blocks_to_lay_out(const ScheduledBeams& beams) const;
+  void drop_tables(Sequence& sequence, bool sources);
+  void take_tables(Sequence& sequence);
+  void plan_recomputation(Sequence& sequence, Step& step);
+  void push_beam(Sequence& sequence, int lane, int count, Step& step);
+  void complete_beam(Sequence& sequence, const Item& item);
+  void take_slots(Sequence& sequence);
+  void leave_beams(Sequence& sequence);
+  void check_beams(const Sequence& sequence) const;
 
   // step_planner.cpp
   size_t share_of_one_step() const;
@@ -51,9 +72,11 @@ class Scheduler::Impl {
   bool grow(Sequence& sequence, Step& step);
   Sequence* lowest_pausable_below(const Sequence& sequence) const;
   void pause(Sequence& sequence, Step& step);
-  void hold_back_below(const Sequence& sequence);
+  bool make_room(const Sequence& sequence, int blocks, Step& step);
+  void hold_back_below(const Sequence& sequence, int blocks);
   int headroom() const;
   int capacity_wanted(const Sequence& sequence) const;
+  int blocks_wanted(const Sequence& sequence) const;
   bool has_budget(const Sequence& sequence, const Step& step) const;
   bool has_blocks(const Sequence& sequence);
   bool admit(Sequence& sequence, Step& step);
@@ -80,8 +103,8 @@ class Scheduler::Impl {
   Running contexts_;
   size_t max_items_ = 0;
   size_t num_candidates_ = 0;  // leading running ones; those behind are held back
-  int refused_growths_ = 0;
-  int landing_blocks_ = 0;  // will be had when those that leave or are held back have landed
+  int refused_growths_ = 0;    // blocks
+  int landing_blocks_ = 0;     // will be had when those that leave or are held back have landed
 };
 
 }  // namespace inflight

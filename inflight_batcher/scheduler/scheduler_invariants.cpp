@@ -7,6 +7,10 @@
 namespace inflight {
 
 void Scheduler::Impl::check_running(const Sequence& sequence) const {
+  check(sequence.reserved >= 0, ErrorCode::kInternal, "sequence ", sequence.id, " reserves ", sequence.reserved,
+        " blocks");
+  if (sequence.beams) check_beams(sequence);
+  if (sequence.has_beams()) return;
   const int table = static_cast<int>(kv_cache_.block_table(sequence.id).size());
   check(sequence.blocks == table, ErrorCode::kInternal, "sequence ", sequence.id, " counts ", sequence.blocks,
         " KV blocks, its table has ", table);
@@ -17,10 +21,9 @@ void Scheduler::Impl::check_running(const Sequence& sequence) const {
   check(sequence.in_flight() == (sequence.planned > sequence.computed), ErrorCode::kInternal, "sequence ", sequence.id,
         " has computed ", sequence.computed, " of ", sequence.planned, " planned tokens, with ",
         sequence.items_in_flight, " items in flight");
-  check(sequence.reserved >= 0, ErrorCode::kInternal, "sequence ", sequence.id, " reserves ", sequence.reserved,
-        " blocks");
   if (sequence.finished) return;
-  check(sequence.planned < sequence.expected_size() && sequence.expected_size() <= sequence.max_total_tokens,
+  check((sequence.beams || sequence.planned < sequence.expected_size()) &&
+            sequence.expected_size() <= sequence.max_total_tokens,
         ErrorCode::kInternal, "sequence ", sequence.id, " is planned up to ", sequence.planned, " of ",
         sequence.expected_size(), " tokens, at most ", sequence.max_total_tokens, " wanted");
 }
@@ -40,6 +43,9 @@ void Scheduler::Impl::check_invariants() const {
           " a slot");
     if (waits) continue;
     check(slots.insert(sequence.slot).second, ErrorCode::kInternal, "slot ", sequence.slot, " is taken twice");
+    for (int beam = 1; beam < sequence.width(); ++beam)
+      check(slots.insert(sequence.beams->lanes[beam].slot).second, ErrorCode::kInternal, "slot ",
+            sequence.beams->lanes[beam].slot, " is taken twice");
     check(by_slot_[sequence.slot] == &sequence, ErrorCode::kInternal, "slot ", sequence.slot, " is not that of ", id);
     check_running(sequence);
   }

@@ -37,6 +37,8 @@ bool Scheduler::Impl::has_room(const Step& step) const {
 }
 
 bool Scheduler::Impl::can_advance(const Sequence& sequence) const {
+  if (sequence.beams && !sequence.in_context()) return can_advance_beams(sequence);
+  if (!sequence.plan_ahead && sequence.samples_in_flight > 0) return false;
   return sequence.items_in_flight < items_limit_ && sequence.drafts_in_flight == 0 && !sequence.has_all_tokens();
 }
 
@@ -50,6 +52,8 @@ void Scheduler::Impl::plan_generation(Step& step) {
     if (!can_advance(sequence)) continue;
     if (sequence.in_context()) {
       contexts_.push_back(&sequence);
+    } else if (sequence.beams) {
+      plan_beams(sequence, step);
     } else if (has_room(step) && grow(sequence, step)) {
       push_item(sequence, 1, step);
     }
@@ -65,7 +69,10 @@ void Scheduler::Impl::plan_contexts(Step& step) {
     if (head && (!under_way || HigherRank()(head, under_way))) {
       admitting = admit(*head, step);
     } else if (under_way) {
-      push_context(*under_way, step);
+      if (under_way->in_context())
+        push_context(*under_way, step);
+      else
+        plan_recomputation(*under_way, step);
       ++next;
     } else {
       return;
@@ -80,11 +87,11 @@ int Scheduler::Impl::chunk_of(const Sequence& sequence, const Step& step) const 
 Scheduler::Item& Scheduler::Impl::push_item(Sequence& sequence, int count, Step& step) {
   step.num_tokens += count;
   Item& item = step.items.emplace_back();
-  item.id = sequence.id;
+  item.id = item.table = sequence.id;
   item.slot = sequence.slot;
   item.first = sequence.planned;
   item.count = count;
-  item.samples = sequence.pending() == count;
+  item.samples = sequence.pending() == count && !sequence.has_beams();
   item.is_context = sequence.in_context();
   sequence.planned += count;
   ++sequence.items_in_flight;
@@ -130,17 +137,25 @@ bool Scheduler::Impl::grow(Sequence& sequence, Step& step) {
   const int tokens = sequence.expected_size();
   if (tokens <= sequence.blocks * block_size_) return true;
   const int wanted = kv_cache_.blocks_for(tokens);
-  while (!kv_cache_.extend(sequence.id, tokens)) {
+  if (!make_room(sequence, wanted - sequence.blocks, step)) return false;
+  const bool extended = kv_cache_.extend(sequence.id, tokens);
+  check(extended, ErrorCode::kInternal, "KV cache refused sequence ", sequence.id, " block ", wanted);
+  note_blocks(sequence, wanted);
+  return true;
+}
+
+/// Whether so many blocks can be had, if need be by pausing sequences of lower rank.
+bool Scheduler::Impl::make_room(const Sequence& sequence, int blocks, Step& step) {
+  while (kv_cache_.stats().free_blocks < blocks) {
     check(!is_guaranteed(), ErrorCode::kInternal, "sequence ", sequence.id, " has ", sequence.blocks,
-          " KV blocks and lacks the reserved block ", wanted);
+          " KV blocks and lacks ", blocks, " reserved ones");
     Sequence* victim = lowest_pausable_below(sequence);
     if (!victim) {
-      hold_back_below(sequence);
+      hold_back_below(sequence, blocks);
       return false;
     }
     pause(*victim, step);
   }
-  note_blocks(sequence, wanted);
   return true;
 }
 
@@ -163,8 +178,8 @@ void Scheduler::Impl::pause(Sequence& sequence, Step& step) {
 
 /// All below are in flight. Enough of them to make up for the growths refused so far, the lowest first, are left out of
 /// this step; then they land and can be paused, where they would be in flight for ever if always planned ahead.
-void Scheduler::Impl::hold_back_below(const Sequence& sequence) {
-  ++refused_growths_;
+void Scheduler::Impl::hold_back_below(const Sequence& sequence, int blocks) {
+  refused_growths_ += blocks;
   while (landing_blocks_ < refused_growths_ && running_[num_candidates_ - 1] != &sequence) {
     landing_blocks_ += running_[--num_candidates_]->blocks;
   }
@@ -179,7 +194,12 @@ int Scheduler::Impl::headroom() const {
 
 /// The most tokens of the sequence that will ever be in the cache, as far as admission must provide for them.
 int Scheduler::Impl::capacity_wanted(const Sequence& sequence) const {
-  return is_guaranteed() ? sequence.max_total_tokens - 1 : sequence.size();
+  return is_guaranteed() ? sequence.max_total_tokens - 1 : std::max(sequence.size(), sequence.known());
+}
+
+/// The same in blocks, those of all beams.
+int Scheduler::Impl::blocks_wanted(const Sequence& sequence) const {
+  return blocks_of(sequence.size(), capacity_wanted(sequence), sequence.width());
 }
 
 bool Scheduler::Impl::has_budget(const Sequence& sequence, const Step& step) const {
@@ -193,7 +213,8 @@ bool Scheduler::Impl::has_budget(const Sequence& sequence, const Step& step) con
 bool Scheduler::Impl::has_blocks(const Sequence& sequence) {
   const int blocks = headroom();
   if (refused_arrival_ == sequence.arrival && blocks <= refused_blocks_) return false;
-  const int needed = kv_cache_.count_needed_blocks(sequence.tokens, capacity_wanted(sequence), sequence.reuse_prefix);
+  int needed = kv_cache_.count_needed_blocks(sequence.tokens, capacity_wanted(sequence), sequence.reuse_prefix);
+  needed += blocks_wanted(sequence) - kv_cache_.blocks_for(capacity_wanted(sequence));
   if (needed <= blocks) return true;
   refused_arrival_ = sequence.arrival;
   refused_blocks_ = blocks;
@@ -201,21 +222,20 @@ bool Scheduler::Impl::has_blocks(const Sequence& sequence) {
 }
 
 bool Scheduler::Impl::admit(Sequence& sequence, Step& step) {
-  if (free_slots_.empty() || !has_blocks(sequence) || !has_budget(sequence, step)) return false;
+  if (static_cast<int>(free_slots_.size()) < sequence.width() || !has_blocks(sequence) || !has_budget(sequence, step))
+    return false;
   KvCacheManager::Admission admission;
   const bool added = kv_cache_.add_sequence(sequence.id, sequence.tokens, sequence.size(), sequence.reuse_prefix,
                                             &admission, sequence.kv_policy);
   check(added, ErrorCode::kInternal, "KV cache refused sequence ", sequence.id, " after it counted enough blocks");
   waiting_.erase(waiting_.begin());
   running_.insert(place_of(sequence), &sequence);
-  sequence.slot = free_slots_.back();
-  free_slots_.pop_back();
-  by_slot_[sequence.slot] = &sequence;
+  take_slots(sequence);
   sequence.tokens.reserve(sequence.max_total_tokens);
   sequence.computed = sequence.planned = sequence.reused = admission.reused_tokens;
   sequence.context_end = sequence.size();
   sequence.blocks = kv_cache_.blocks_for(sequence.size());
-  if (is_guaranteed()) sequence.reserved = kv_cache_.blocks_for(capacity_wanted(sequence)) - sequence.blocks;
+  if (is_guaranteed()) sequence.reserved = blocks_wanted(sequence) - sequence.blocks;
   reserved_ += sequence.reserved;
   Item& item = push_context(sequence, step);
   item.admitted = true;

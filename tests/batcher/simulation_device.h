@@ -22,6 +22,7 @@ struct SimulatedStep {
   std::vector<KvBlockCopy> copies;
   std::vector<Work> work;
   std::vector<std::vector<TokenId>> sampled;  // by item
+  std::vector<uint64_t> digests;              // what the last token's place in the cache holds
   bool executed = false;
 };
 
@@ -32,6 +33,7 @@ class SimulatedDevice {
       : setup_(setup),
         memory_(setup.kv.num_blocks, std::vector<uint64_t>(setup.kv.block_size)),
         host_memory_(setup.kv.num_host_blocks, std::vector<uint64_t>(setup.kv.block_size)),
+        history_(setup.scheduler.max_batch_size),
         sampled_last_(setup.scheduler.max_batch_size, -1) {}
 
   void execute(SimulatedStep& step) {
@@ -41,13 +43,27 @@ class SimulatedDevice {
       std::copy_n(source.begin(), copy.num_tokens, blocks(copy.to).at(copy.destination).begin());
     }
     for (auto& work : step.work) fill_pending(work);
+    for (const auto& work : step.work) remember(work);
     for (const auto& work : step.work) check_reads(work);
     for (const auto& work : step.work) step.sampled.push_back(write(work));
+    for (const auto& work : step.work) step.digests.push_back(cell(work, work.item.first + work.item.count - 1));
     for (const auto& work : step.work) check_reads(work);
   }
 
  private:
   using Work = SimulatedStep::Work;
+
+  /// The device keeps each slot's tokens: it is told those before a step's own only of sequences new to the slot.
+  void remember(const Work& work) {
+    std::vector<TokenId>& history = history_[work.item.slot];
+    const auto end = work.tokens.begin() + work.item.first;
+    if (work.item.admitted || work.item.moved) history.assign(work.tokens.begin(), end);
+    ASSERT_GE(history.size(), work.item.first);
+    history.resize(work.item.first);
+    ASSERT_TRUE(std::equal(work.tokens.begin(), end, history.begin()))
+        << "slot " << work.item.slot << " remembers other tokens than those of sequence " << work.item.id;
+    history.insert(history.end(), end, end + work.item.count);
+  }
 
   /// The device knows what it sampled last for a slot.
   void fill_pending(Work& work) {
@@ -95,7 +111,8 @@ class SimulatedDevice {
   const Setup& setup_;
   std::vector<std::vector<uint64_t>> memory_;  // [block][position in block]
   std::vector<std::vector<uint64_t>> host_memory_;
-  std::vector<TokenId> sampled_last_;  // by slot
+  std::vector<std::vector<TokenId>> history_;  // [slot][position]
+  std::vector<TokenId> sampled_last_;          // by slot
 };
 
 }  // namespace inflight

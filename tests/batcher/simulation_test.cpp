@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "inflight_batcher/scheduler/scheduler.h"
+#include "tests/batcher/simulation_beams.h"
 #include "tests/batcher/simulation_device.h"
 #include "tests/batcher/simulation_workload.h"
 
@@ -22,6 +23,8 @@ struct Tally {
   int64_t offloads = 0, onboards = 0;
   int64_t pending_tokens = 0, chunks_ahead = 0, wasted = 0;
   int64_t drafts_accepted = 0, drafts_refused = 0, drafts_cut = 0;
+  int64_t beam_steps = 0, forks = 0, fewer_beams = 0, beams_paused = 0, beams_recomputed = 0;
+  int64_t beams_cancelled = 0;
 };
 
 /// Runs a workload against a model of the device's memory and checks every step of the scheduler.
@@ -65,6 +68,9 @@ class Simulation {
     int samples_in_flight = 0;
     int drafts_in_flight = 0;
     bool ended = false;  // cancelled or complete; still here while in flight
+    SimulatedBeams beams;
+
+    bool has_beams() const { return request->beam_width > 1; }
   };
 
   bool chance(double probability) { return std::bernoulli_distribution(probability)(random_); }
@@ -81,6 +87,7 @@ class Simulation {
     while (arrived_ < workload_.arrivals.size() && chance(0.4)) {
       const Scheduler::NewSequence& request = workload_.arrivals[arrived_];
       live_[request.id] = {&request, workload_.lengths[arrived_], arrived_};
+      live_[request.id].beams = SimulatedBeams(request.prompt, request.beam_width, setup_.vocabulary);
       ++arrived_;
       scheduler_.add(request);
     }
@@ -94,6 +101,7 @@ class Simulation {
     if (sequence.ended) return;
     ++(sequence.in_flight > 0 ? tally_.cancelled_in_flight
                               : (sequence.planned < 0 ? tally_.cancelled_waiting : tally_.cancelled_running));
+    tally_.beams_cancelled += sequence.has_beams() && sequence.beams.spread();
     finish(place->first);
   }
 
@@ -129,16 +137,18 @@ class Simulation {
     SimulatedStep& under_way = steps_.emplace_back();
     under_way.copies = step.copies;
     seen_in_step_.clear();
+    seen_beams_.clear();
     for (const Scheduler::Item& item : step.items) {
       check_item(item, step.copies);
       if (testing::Test::HasFatalFailure()) return;
-      const auto tokens = scheduler_.tokens(item.id);
-      const auto table = kv_cache_.block_table(item.id);
+      const auto tokens = scheduler_.tokens(item);
+      const auto table = kv_cache_.block_table(item.table);
       SimulatedStep::Work& work = under_way.work.emplace_back(item, std::vector(tokens.begin(), tokens.end()),
                                                               std::vector(table.begin(), table.end()));
       work.tokens.insert(work.tokens.end(), item.drafts.begin(), item.drafts.end());
     }
     check_order(step);
+    check_beams_together(step);
     check_highest_advances();
     ++tally_.steps;
     if (chance(0.5)) execute_through(steps_.size());
@@ -159,7 +169,8 @@ class Simulation {
     }
     if (!highest || setup_.scheduler.steps_in_flight > 1) return;
     const int known = static_cast<int>(scheduler_.tokens(highest->request->id).size());
-    const bool in_context = highest->planned < highest->context_end;  // generation goes first, whatever its rank
+    // Generation goes first, whatever its rank.
+    const bool in_context = highest->planned < highest->context_end || recomputes_beams(*highest);
     const bool advances = in_context || highest->in_flight > 0 || known >= highest->request->max_total_tokens;
     const bool same = std::exchange(last_highest_, highest->request->id) == highest->request->id;
     steps_without_highest_ = advances ? 0 : 1 + (same ? steps_without_highest_ : 0);
@@ -173,6 +184,51 @@ class Simulation {
     ASSERT_EQ(sequence.in_flight, 0) << "a sequence in flight is paused";
     sequence.planned = sequence.slot = -1;
     ++tally_.pauses;
+    tally_.beams_paused += sequence.beams.spread();
+    if (!sequence.beams.spread()) return;
+    for (auto& beam : sequence.beams.beams()) beam.planned = static_cast<int>(sequence.request->prompt.size());
+  }
+
+  static bool recomputes_beams(const Live& sequence) {
+    const auto& beams = sequence.beams.beams();
+    return sequence.beams.spread() && std::any_of(beams.begin(), beams.end(), [](const SimulatedBeams::Beam& beam) {
+             return beam.planned + 1 < static_cast<int>(beam.tokens.size());
+           });
+  }
+
+  /// The beams of a sequence are sampled in one step, all of them.
+  void check_beams_together(const Scheduler::Step& step) {
+    std::map<SequenceId, size_t> sampled;
+    for (const Scheduler::Item& item : step.items) {
+      const Live& sequence = live_.at(item.id);
+      if (sequence.beams.spread() && item.samples) ++sampled[item.id];
+    }
+    for (const auto& [id, count] : sampled) {
+      ASSERT_EQ(count, live_.at(id).beams.beams().size()) << "sequence " << id;
+      ++tally_.beam_steps;
+      tally_.fewer_beams += static_cast<int>(count) < live_.at(id).request->beam_width;
+    }
+  }
+
+  void check_beam_item(const Scheduler::Item& item, Live& sequence) {
+    SimulatedBeams::Beam* beam = sequence.beams.in_lane(item.lane);
+    ASSERT_TRUE(beam) << "sequence " << item.id << " has no beam in lane " << item.lane;
+    ASSERT_TRUE(std::ranges::equal(scheduler_.tokens(item), beam->tokens));
+    const int size = static_cast<int>(beam->tokens.size());
+    ASSERT_LT(size, sequence.request->max_total_tokens);
+    ASSERT_EQ(item.first, beam->planned);
+    ASSERT_GE(item.count, 1);
+    ASSERT_LE(item.first + item.count, size);
+    ASSERT_EQ(item.samples, item.first + item.count == size);
+    ASSERT_TRUE(!item.samples || item.count == 1) << "a beam samples behind a recomputation";
+    ASSERT_EQ(item.is_context, !item.samples);
+    ASSERT_LE(kv_cache_.blocks_for(item.first + item.count),
+              static_cast<int>(kv_cache_.block_table(item.table).size()));
+    ASSERT_TRUE(seen_beams_.insert({item.id, item.lane}).second) << "twice in a step";
+    beam->planned += item.count;
+    ++sequence.in_flight;
+    tally_.forks += item.moved;
+    tally_.beams_recomputed += item.is_context;
   }
 
   void check_budgets(const Scheduler::Step& step) {
@@ -181,14 +237,16 @@ class Simulation {
     ASSERT_EQ(tokens, step.num_tokens);
     ASSERT_LE(tokens, setup_.scheduler.max_num_tokens);
     int running = 0;
-    for (const auto& [id, sequence] : live_) running += sequence.planned >= 0;
-    for (const Scheduler::Item& item : step.items) running += item.admitted;
+    for (const auto& [id, sequence] : live_) running += sequence.planned >= 0 ? sequence.request->beam_width : 0;
+    for (const Scheduler::Item& item : step.items) running += item.admitted ? live_.at(item.id).request->beam_width : 0;
     ASSERT_LE(running, setup_.scheduler.max_batch_size);
   }
 
   void check_item(const Scheduler::Item& item, const std::vector<KvBlockCopy>& copies) {
     Live& sequence = live_.at(item.id);
     ASSERT_FALSE(sequence.ended);
+    if (sequence.beams.spread() && item.first >= static_cast<int>(sequence.request->prompt.size()))
+      return check_beam_item(item, sequence);
     ASSERT_LT(sequence.in_flight, setup_.scheduler.plan_ahead ? 2 : 1);
     const int known = static_cast<int>(scheduler_.tokens(item.id).size());
     const int size = known + sequence.samples_in_flight;
@@ -202,14 +260,16 @@ class Simulation {
     const int drafts = static_cast<int>(item.drafts.size());
     ASSERT_EQ(sequence.drafts_in_flight, 0);
     ASSERT_LE(item.first + item.count - drafts, size);
-    ASSERT_EQ(item.samples, item.first + item.count - drafts == size);
+    const bool ends = item.first + item.count - drafts == size;
+    ASSERT_EQ(item.samples, ends && !sequence.beams.spread());
     ASSERT_TRUE(item.samples || drafts == 0);
     ASSERT_LT(item.first + item.count, sequence.request->max_total_tokens);
     if (item.samples && known == static_cast<int>(sequence.request->prompt.size()) && sequence.samples_in_flight == 0)
       tally_.drafts_cut += drafts < static_cast<int>(sequence.request->drafts.size());
     sequence.drafts_in_flight = drafts;
     ASSERT_EQ(item.is_context, item.first < sequence.context_end);
-    ASSERT_TRUE(item.samples || setup_.scheduler.enable_chunked_context) << "a context was cut";
+    ASSERT_TRUE(ends || setup_.scheduler.enable_chunked_context) << "a context was cut";
+    ASSERT_TRUE(item.first < known || sequence.request->plan_ahead) << "planned ahead of an unknown token";
     ASSERT_LE(kv_cache_.blocks_for(item.first + item.count), static_cast<int>(kv_cache_.block_table(item.id).size()));
     ASSERT_TRUE(item.first < known || item.count == 1) << "more than one token is unknown";
     ASSERT_TRUE(seen_in_step_.insert(item.id).second) << "twice in a step";
@@ -269,27 +329,40 @@ class Simulation {
     if (testing::Test::HasFatalFailure()) return;
     const SimulatedStep step = std::move(steps_.front());
     steps_.pop_front();
+    std::map<SequenceId, std::map<int, uint64_t>> beams;
     for (size_t i = 0; i < step.work.size(); ++i) {
       const Scheduler::Item& item = step.work[i].item;
       const std::vector<TokenId>& sampled = step.sampled[i];
       ASSERT_EQ(item.samples, !sampled.empty());
-      scheduler_.complete(item, sampled);
       Live& sequence = live_.at(item.id);
+      scheduler_.complete(item, sequence.has_beams() ? std::vector<TokenId>() : sampled);
       const int refused = item.drafts.empty() ? 0 : static_cast<int>(item.drafts.size() - (sampled.size() - 1));
       tally_.drafts_refused += refused;
       tally_.drafts_accepted += static_cast<int64_t>(item.drafts.size()) - refused;
       sequence.planned -= refused;
       if (!item.drafts.empty()) sequence.drafts_in_flight = 0;
       --sequence.in_flight;
-      sequence.samples_in_flight -= item.samples;
+      if (item.samples && sequence.has_beams()) beams[item.id][item.lane] = step.digests[i];
+      if (!sequence.beams.spread()) sequence.samples_in_flight -= item.samples;
       if (sequence.ended) {
         if (sequence.in_flight == 0) remove(item.id);
-      } else if (static_cast<int>(scheduler_.tokens(item.id).size()) >= sequence.length) {
+      } else if (!sequence.has_beams() && static_cast<int>(scheduler_.tokens(item.id).size()) >= sequence.length) {
         tally_.wasted += sequence.in_flight;
         ++tally_.completed;
         finish(item.id);
       }
     }
+    for (const auto& [id, digests] : beams) continue_beams(id, digests);
+  }
+
+  void continue_beams(SequenceId id, const std::map<int, uint64_t>& digests) {
+    const auto found = live_.find(id);
+    if (found == live_.end() || found->second.ended) return;
+    SimulatedBeams& search = found->second.beams;
+    if (search.size() + 1 < found->second.length)
+      return search.choose(digests, [&](const auto& choices) { return scheduler_.continue_beams(id, choices); });
+    ++tally_.completed;
+    finish(id);
   }
 
   void remove(SequenceId id) {
@@ -303,6 +376,12 @@ class Simulation {
     const std::span<const TokenId> found = scheduler_.tokens(id);
     const auto wanted = continuation(live_.at(id).request->prompt, found.size(), setup_.vocabulary);
     ASSERT_TRUE(std::ranges::equal(found, wanted)) << "sequence " << id << " has other tokens than alone";
+    SimulatedBeams& search = live_.at(id).beams;
+    if (!live_.at(id).has_beams()) return;
+    const auto beams = search.alone(search.size());
+    ASSERT_EQ(beams.size(), search.beams().size());
+    for (size_t i = 0; i < beams.size(); ++i)
+      ASSERT_EQ(search.beams()[i].tokens, beams[i]) << "beam " << i << " of sequence " << id;
   }
 
   void check_end() {
@@ -329,6 +408,7 @@ class Simulation {
   SimulatedDevice device_;
   std::map<SequenceId, Live> live_;
   std::set<SequenceId> seen_in_step_;
+  std::set<std::pair<SequenceId, int>> seen_beams_;
   std::set<SequenceId> ended_;
   std::deque<SimulatedStep> steps_;
   size_t arrived_ = 0;
@@ -337,11 +417,11 @@ class Simulation {
   int steps_without_highest_ = 0;
 };
 
-Tally run_workloads(CapacityPolicy policy, bool plan_ahead, uint64_t first_seed, int count) {
+Tally run_workloads(CapacityPolicy policy, bool plan_ahead, uint64_t first_seed, int count, bool beams = false) {
   Tally tally;
   for (uint64_t seed = first_seed; seed < first_seed + count; ++seed) {
     SCOPED_TRACE(concat("seed ", seed));
-    Simulation simulation(WorkloadGenerator(seed, policy, plan_ahead).make(), seed, tally);
+    Simulation simulation(WorkloadGenerator(seed, policy, plan_ahead, beams).make(), seed, tally);
     try {
       simulation.run();
     } catch (const std::exception& error) {
@@ -389,6 +469,33 @@ TEST(SimulationTest, MaxUtilizationSurvivesPlanningAhead) {
   expect_paths_reached(tally);
   expect_planned_ahead(tally);
   EXPECT_GT(tally.pauses, 1000);
+}
+
+void expect_beams(const Tally& tally) {
+  for (const int64_t count : {tally.beam_steps, tally.forks, tally.fewer_beams}) EXPECT_GT(count, 1000);
+  EXPECT_GT(tally.beams_cancelled, 50);
+}
+
+TEST(SimulationTest, GuaranteedNoEvictSurvivesBeams) {
+  const Tally tally = run_workloads(CapacityPolicy::kGuaranteedNoEvict, false, 400000, 3000, true);
+  expect_paths_reached(tally);
+  expect_beams(tally);
+  EXPECT_EQ(tally.pauses, 0);
+}
+
+TEST(SimulationTest, MaxUtilizationSurvivesBeamsAndPlanningAhead) {
+  const Tally tally = run_workloads(CapacityPolicy::kMaxUtilization, true, 500000, 3000, true);
+  expect_paths_reached(tally);
+  expect_planned_ahead(tally);
+  expect_beams(tally);
+  EXPECT_GT(tally.beams_paused, 100);
+  EXPECT_GT(tally.beams_recomputed, 100);
+}
+
+TEST(SimulationTest, MaxUtilizationSurvivesBeamsInOverlappingSteps) {
+  const Tally tally = run_workloads(CapacityPolicy::kMaxUtilization, false, 600000, 3000, true);
+  expect_beams(tally);
+  EXPECT_GT(tally.beams_paused, 100);
 }
 
 }  // namespace

@@ -47,7 +47,8 @@ struct Workload {
 /// Draws pools, budgets and sequences so that prefixes meet often and blocks are scarce.
 class WorkloadGenerator {
  public:
-  WorkloadGenerator(uint64_t seed, CapacityPolicy policy, bool plan_ahead) : random_(seed), plan_ahead_(plan_ahead) {
+  WorkloadGenerator(uint64_t seed, CapacityPolicy policy, bool plan_ahead, bool beams)
+      : random_(seed), plan_ahead_(plan_ahead), beams_(beams) {
     workload_.setup.scheduler.policy = policy;
   }
 
@@ -108,6 +109,7 @@ class WorkloadGenerator {
     sequence.reuse_prefix = chance(0.9);
     if (chance(0.4)) sequence.kv_policy = draw_policy(prompt);
     if (chance(0.4)) draw_drafts(sequence);
+    if (beams_) draw_beams(sequence);
     workload_.lengths.push_back(between(prompt + 1, total));
     workload_.arrivals.push_back(std::move(sequence));
   }
@@ -140,8 +142,22 @@ class WorkloadGenerator {
       if (chance(0.15)) draft = between(0, workload_.setup.vocabulary - 1);
   }
 
+  /// As many beams as fit alone, at most; and some sequences that are not planned ahead.
+  void draw_beams(Scheduler::NewSequence& sequence) {
+    const Setup& setup = workload_.setup;
+    const int block_size = setup.kv.block_size;
+    const int shared = static_cast<int>(sequence.prompt.size()) / block_size;
+    const int own = (sequence.max_total_tokens - 1 + block_size - 1) / block_size - shared;
+    int limit = std::min(setup.scheduler.max_batch_size, setup.scheduler.max_num_tokens);
+    if (own > 0) limit = std::min(limit, (setup.kv.num_blocks - shared) / own);
+    sequence.beam_width = chance(0.6) ? between(1, std::max(1, limit)) : 1;
+    sequence.plan_ahead = chance(0.8);
+    if (sequence.beam_width > 1) sequence.drafts.clear();
+  }
+
   std::mt19937_64 random_;
   bool plan_ahead_;
+  bool beams_;
   Workload workload_;
 };
 
