@@ -31,6 +31,7 @@ struct ExecutorConfig {
   int num_threads = 0;                     // CPU worker threads of all ranks together; 0 = the processors available
   int max_batch_size = 256;                // sequences in flight
   int max_num_tokens = 2048;               // tokens of one step
+  int max_beam_width = 1;                  // of a request, at most 128; its beams count as sequences in flight
   std::optional<int> max_sequence_length;  // prompt + generated; absent: what the network has positions for
   int max_queue_size = 0;                  // waiting requests; 0 = unlimited
   int64_t max_logits_bytes = 1LL << 30;    // host memory that one request may ask for as returned logits

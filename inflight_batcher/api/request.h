@@ -15,11 +15,26 @@ using TokenId = int32_t;
 
 /// How tokens are chosen. The defaults mean greedy. Ranges are checked by Executor::submit, which names the field.
 struct SamplingConfig {
-  int beam_width = 1;            // > 1 is UNSUPPORTED so far
+  /// > 1: beam search over so many beams; top_k, top_p, min_p and seed have no effect then, and temperature 0 counts as
+  /// 1. Up to ExecutorConfig::max_beam_width, with one return sequence.
+  int beam_width = 1;
+  float length_penalty =
+      0.0f;  // a hypothesis scores the sum of its log probs / length^length_penalty, its end id counted
+  /// 1: the search ends with beam_width finished hypotheses; 0: when no running beam would beat the worst of them at
+  /// its present length; 2: when none can at any length up to max_tokens.
+  int early_stopping = 1;
+  /// Added to a beam's candidates once for each beam that ranks before it, in the choice alone: > 0 spreads the choice
+  /// over more beams.
+  float beam_search_diversity_rate = 0.0f;
   int num_return_sequences = 1;  // independent samples of one prompt; their prompt's KV blocks are shared
   float temperature = 1.0f;      // 0 = greedy
   int top_k = 0;                 // 0 = not given. Neither top_k nor top_p given: greedy (the contract's normalisation)
   float top_p = 0.0f;            // <= 0 = not given
+  /// Factual-nucleus decay (Lee et al. 2022): each generated token multiplies a given top_p by top_p_decay, down to
+  /// top_p_min; the token top_p_reset_id sets it back.
+  float top_p_decay = 1.0f;
+  float top_p_min = 1e-6f;
+  TokenId top_p_reset_id = 1;
   float min_p = 0.0f;
   uint64_t seed = 0;
   float repetition_penalty = 1.0f;

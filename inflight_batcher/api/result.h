@@ -22,6 +22,17 @@ struct MarkedOutput {
   std::vector<float> values;  // [tokens, width]
 };
 
+/// One hypothesis of a beam search.
+struct BeamResult {
+  std::vector<TokenId> tokens;  // all of it in every result, behind the prompt where the input is not excluded
+  FinishReason finish_reason = FinishReason::kNotFinished;
+  int num_generated_tokens = 0;
+  std::vector<float> log_probs;          // of the generated tokens, after penalties, bans and temperature
+  float cum_log_prob = 0.0f;             // their sum, an end id's with them
+  float score = 0.0f;                    // cum_log_prob / length^length_penalty
+  std::vector<float> generation_logits;  // [generated tokens, vocabulary]
+};
+
 /// Filled in when OutputConfig::perf_metrics is set. Times are nanoseconds of the steady clock.
 struct PerfMetrics {
   int kv_alloc_new_blocks = 0;    // prompt blocks allocated at admission and not shared
@@ -51,6 +62,9 @@ struct Result {
   float cum_log_prob = 0.0f;             // of the sequence so far
   std::vector<float> context_logits;     // [prompt, vocabulary], in the first result
   std::vector<float> generation_logits;  // [generated tokens in this result, vocabulary]
+  /// With beam_width > 1 the best hypotheses so far, at most beam_width, best first. The fields above are then those of
+  /// the first (but for its logits).
+  std::vector<BeamResult> beams;
   /// The marked outputs asked for (".layerN" appended in layers), in the final result.
   std::map<std::string, MarkedOutput> additional_outputs;
   PerfMetrics perf;

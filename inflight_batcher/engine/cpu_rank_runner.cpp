@@ -110,6 +110,7 @@ void CpuRankRunner::run_epilogue(Step& step, const BatchView& batch) {
     const RunContext context{nullptr, nullptr, &slice, arena_->data(), &program_.slots, nullptr};
     const TensorView logits = context.view(program_.logits);
     if (answers_) answer_logits(step, logits, first);
+    if (answers_) rank_candidates(step, logits, first);
     // A rank that only computes samples too where the next step's tokens are this one's: all have the same logits.
     if (answers_ || config_.plan_ahead) sample_slice(step, logits, first);
   }
@@ -125,6 +126,22 @@ void CpuRankRunner::answer_logits(Step& step, const TensorView& logits, int64_t 
     const float* values = logits.as<float>() + row * width;
     step.logits.insert(step.logits.end(), values, values + width);
   }
+}
+
+// Before the other rows are sampled; neither touches the other's.
+void CpuRankRunner::rank_candidates(Step& step, const TensorView& logits, int64_t first) {
+  const auto count = std::clamp<int64_t>(static_cast<int64_t>(step.sampling.size()) - first, 0, logits.shape[0]);
+  const std::span<const SamplingRow> rows(step.sampling.data() + first, count);
+  int64_t candidates = 0;
+  for (const SamplingRow& row : rows) candidates += row.num_candidates;
+  if (candidates == 0) return;
+  const size_t begin = step.candidate_tokens.size();
+  step.candidate_tokens.resize(begin + candidates);
+  step.candidate_log_probs.resize(begin + candidates);
+  cpu::op_table().best_candidates(
+      {TensorView(logits.data, logits.dtype, {count, logits.shape[1]}), rows,
+       std::span(step.candidate_tokens).subspan(begin), std::span(step.candidate_log_probs).subspan(begin)},
+      device_);
 }
 
 void CpuRankRunner::sample_slice(Step& step, const TensorView& logits, int64_t first) {

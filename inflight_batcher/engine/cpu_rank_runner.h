@@ -37,6 +37,7 @@ class CpuRankRunner final : public RankRunner {
   void run_ops(const std::vector<BoundOp>& ops, const BatchView& batch);
   void run_epilogue(Step& step, const BatchView& batch);
   void answer_logits(Step& step, const TensorView& logits, int64_t first);
+  void rank_candidates(Step& step, const TensorView& logits, int64_t first);
   void sample_slice(Step& step, const TensorView& logits, int64_t first);
   void copy_captures(Step& step, const BatchView& batch);
 

@@ -21,6 +21,7 @@ constexpr int kMaxLogitsRows = 256;
 constexpr int kCpuBlockSize = 32;
 constexpr int kCudaBlockSize = 64;
 
+constexpr int kMaxBeamWidth = kMaxCandidates / 2;
 constexpr int kMaxRanks = 1024;  // threads of one process; beyond that a slip of the pen is likelier than a machine
 
 void check_config(const ExecutorConfig& config) {
@@ -39,6 +40,9 @@ void check_config(const ExecutorConfig& config) {
   check(config.max_num_tokens >= config.max_batch_size, ErrorCode::kInvalidArgument, "max_num_tokens is ",
         config.max_num_tokens, ", less than max_batch_size ", config.max_batch_size,
         ": a step could not advance every sequence");
+  const int beams = std::min(kMaxBeamWidth, config.max_batch_size);
+  check(config.max_beam_width >= 1 && config.max_beam_width <= beams, ErrorCode::kInvalidArgument, "max_beam_width is ",
+        config.max_beam_width, ", wanted 1 to ", beams, " (max_batch_size is ", config.max_batch_size, ")");
   check(config.num_threads >= 0, ErrorCode::kInvalidArgument, "num_threads is ", config.num_threads);
   const int block = config.kv_cache.block_size.value_or(kCpuBlockSize);
   check(block >= 1 && (block & (block - 1)) == 0, ErrorCode::kInvalidArgument, "kv_cache.block_size is ", block,

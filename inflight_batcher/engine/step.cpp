@@ -4,13 +4,14 @@ namespace inflight {
 
 void Step::clear() {
   for (auto* numbers : {&token_ids, &positions, &token_sequences, &query_offsets, &context_lengths, &slots,
-                        &block_tables, &logits_rows, &tokens})
+                        &block_tables, &logits_rows, &tokens, &candidate_tokens})
     numbers->clear();
   copies.clear();
   histories.clear();
   sampling.clear();
   return_logits.clear();
   log_probs.clear();
+  candidate_log_probs.clear();
   logits.clear();
   captures.clear();
   table_width = max_query_length = max_context_length = num_generation = 0;

@@ -47,8 +47,10 @@ struct Step {
   bool return_captures = false;
 
   // Answers.
-  std::vector<int32_t> tokens;                         // by sampling row
-  std::vector<float> log_probs;                        // by sampling row
+  std::vector<int32_t> tokens;            // by sampling row
+  std::vector<float> log_probs;           // by sampling row
+  std::vector<int32_t> candidate_tokens;  // of the sampling rows that ask for some, row behind row
+  std::vector<float> candidate_log_probs;
   std::vector<float> logits;                           // [rows with return_logits, vocabulary], in row order
   std::map<std::string, std::vector<float>> captures;  // marked output (".layerN" appended in layers) -> [T, width]
   bool failed = false;

@@ -78,6 +78,7 @@ const std::vector<Executor::Impl::SequencePtr>& Executor::Impl::register_request
     sequence->request = request;
     sequence->sampling = sampling_row(*request, i);
     sequence->perf.arrival_time_ns = request->arrival_ns;
+    if (request->request.sampling.beam_width > 1) start_beams(*sequence);
     sequences.push_back(sequence);
   }
   return requests_.emplace(request->id, std::move(sequences)).first->second;
@@ -100,8 +101,9 @@ void Executor::Impl::admit(const std::shared_ptr<RequestState>& request) {
 void Executor::Impl::add_to_scheduler(const SequencePtr& sequence) {
   const Request& request = sequence->request->request;
   const bool reuse = !request.output.context_logits && request.output.additional_outputs.empty();
+  const bool plan_ahead = request.sampling.top_p_decay == 1.0f;  // the decay depends on the token before
   scheduler_.add({sequence->id, request.input_ids, sequence->prompt_length() + request.max_tokens, request.priority,
-                  reuse, sequence->request->kv_policy, request.draft_tokens});
+                  reuse, sequence->request->kv_policy, request.draft_tokens, request.sampling.beam_width, plan_ahead});
 }
 
 void Executor::Impl::release_siblings(const SequencePtr& first) {
@@ -169,8 +171,9 @@ bool Executor::Impl::feed_engine() {
 void Executor::Impl::collect_sequences(StepInFlight& flight) {
   for (const Scheduler::Item& item : flight.plan.items) {
     SequencePtr& sequence = by_slot_[item.slot];
+    // The lanes of beams take their slots as the search spreads.
+    if (item.admitted || !sequence || sequence->id != item.id) sequence = sequences_.at(item.id);
     if (item.admitted) {
-      sequence = sequences_.at(item.id);
       sequence->slot = item.slot;
       note_admission(sequence->perf, item.admission);
     }

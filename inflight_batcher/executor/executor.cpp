@@ -76,10 +76,11 @@ void Executor::Impl::describe_model() {
 }
 
 RequestId Executor::Impl::submit(Request request, Callback callback) {
-  check_request(request, model_, engine_.plan(), config_.max_logits_bytes);
+  check_request(request, model_, engine_.plan(), config_);
   std::string why;
   const int prompt = static_cast<int>(request.input_ids.size());
-  check(scheduler_.fits(prompt, prompt + request.max_tokens, &why), ErrorCode::kInvalidArgument, why);
+  check(scheduler_.fits(prompt, prompt + request.max_tokens, &why, request.sampling.beam_width),
+        ErrorCode::kInvalidArgument, why);
 
   auto state = std::make_shared<RequestState>();
   state->request = std::move(request);

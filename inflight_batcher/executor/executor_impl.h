@@ -79,6 +79,14 @@ class Executor::Impl {
   Result& emit(const SequencePtr& sequence);
   Result& emit_new_tokens(const SequencePtr& sequence, FinishReason reason);
 
+  // beam_results.cpp: the same for sequences with beams.
+  void start_beams(SequenceState& sequence);
+  void handle_beam(StepInFlight& flight, size_t item);
+  void take_candidates(StepInFlight& flight, const Scheduler::Item& item, int count, BeamState& beams);
+  void continue_beams(const SequencePtr& sequence);
+  Result& emit_beams(const SequencePtr& sequence, FinishReason reason);
+  BeamResult beam_result(const SequenceState& sequence, BeamSearch::Hypothesis hypothesis) const;
+
   void update_stats(const StepInFlight& flight);
   void publish_stats();
 

@@ -29,15 +29,28 @@ void check_words(const char* what, const std::vector<std::vector<TokenId>>& word
   }
 }
 
+void check_beams(const SamplingConfig& sampling, int max_beam_width) {
+  constexpr double kMaxExponent = 50;  // to which a length stays a number
+  require(sampling.beam_width >= 1 && sampling.beam_width <= max_beam_width, "beam_width is ", sampling.beam_width,
+          ", wanted 1 to max_beam_width ", max_beam_width);
+  require(sampling.beam_width == 1 || sampling.num_return_sequences == 1, "num_return_sequences is ",
+          sampling.num_return_sequences, " with beam_width ", sampling.beam_width,
+          ", wanted 1: a beam search returns all its beams");
+  check_range("length_penalty", sampling.length_penalty, -kMaxExponent, kMaxExponent);
+  check_range("early_stopping", sampling.early_stopping, 0, 2);
+  check_range("beam_search_diversity_rate", sampling.beam_search_diversity_rate, -1e6, 1e6);
+}
+
 void check_sampling(const SamplingConfig& sampling) {
   constexpr double kMaxPenalty = 1e6;
-  require(sampling.beam_width >= 1, "beam_width is ", sampling.beam_width, ", wanted at least 1");
-  check(sampling.beam_width == 1, ErrorCode::kUnsupported, "beam_width is ", sampling.beam_width,
-        "; this version has no beam search yet (wanted 1)");
   check_range("num_return_sequences", sampling.num_return_sequences, 1, 1024);
   check_range("temperature", sampling.temperature, 0.0, kMaxPenalty);
   check_range("top_k", sampling.top_k, 0, INT32_MAX);
   require(!std::isnan(sampling.top_p) && sampling.top_p <= 1.0f, "top_p is ", sampling.top_p, ", wanted at most 1");
+  require(sampling.top_p_decay > 0.0f && sampling.top_p_decay <= 1.0f, "top_p_decay is ", sampling.top_p_decay,
+          ", wanted more than 0 and at most 1");
+  require(sampling.top_p_min > 0.0f && sampling.top_p_min <= 1.0f, "top_p_min is ", sampling.top_p_min,
+          ", wanted more than 0 and at most 1");
   check_range("min_p", sampling.min_p, 0.0, 1.0);
   require(std::isfinite(sampling.repetition_penalty) && sampling.repetition_penalty > 0.0f, "repetition_penalty is ",
           sampling.repetition_penalty, ", wanted more than 0");
@@ -63,6 +76,8 @@ void check_drafts(const Request& request, int vocabulary) {
 
 void check_outputs(const Request& request, const ModelInfo& model, const Plan& plan) {
   if (request.output.additional_outputs.empty()) return;
+  check(request.sampling.beam_width == 1, ErrorCode::kUnsupported, "additional outputs need beam_width 1, found ",
+        request.sampling.beam_width);
   check(model.tensor_parallel == 1, ErrorCode::kUnsupported,
         "additional outputs need tensor_parallel 1, the engine has ", model.tensor_parallel);
   for (const std::string& name : request.output.additional_outputs) {
@@ -75,14 +90,14 @@ void check_outputs(const Request& request, const ModelInfo& model, const Plan& p
 
 void check_logits_bytes(const Request& request, const ModelInfo& model, int64_t limit) {
   int64_t rows = request.output.context_logits ? static_cast<int64_t>(request.input_ids.size()) : 0;
-  if (request.output.generation_logits) rows += request.max_tokens;
+  if (request.output.generation_logits) rows += int64_t{request.max_tokens} * request.sampling.beam_width;
   const int64_t bytes = rows * request.sampling.num_return_sequences * model.vocabulary_size * 4;
   require(bytes <= limit, "the logits asked for take ", bytes, " bytes, wanted at most max_logits_bytes ", limit);
 }
 
 }  // namespace
 
-void check_request(Request& request, const ModelInfo& model, const Plan& plan, int64_t max_logits_bytes) {
+void check_request(Request& request, const ModelInfo& model, const Plan& plan, const ExecutorConfig& config) {
   const auto prompt = static_cast<int64_t>(request.input_ids.size());
   require(prompt >= 1, "the prompt is empty: input_ids has 0 tokens, wanted at least 1");
   require(prompt < model.max_sequence_length, "the prompt has ", prompt, " tokens; this model takes at most ",
@@ -103,10 +118,11 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan, i
   check_retention(request.retention);
   require(request.continued_tokens >= 0 && request.continued_tokens < prompt, "continued_tokens is ",
           request.continued_tokens, ", wanted 0 to ", prompt - 1, ", fewer than the input tokens");
+  check_beams(request.sampling, config.max_beam_width);
   check_sampling(request.sampling);
   check_drafts(request, model.vocabulary_size);
   check_outputs(request, model, plan);
-  check_logits_bytes(request, model, max_logits_bytes);
+  check_logits_bytes(request, model, config.max_logits_bytes);
 }
 
 void resolve_words(RequestState& state, const Plan& plan) {
@@ -145,7 +161,15 @@ SamplingRow sampling_row(const RequestState& state, int sequence_index) {
   row.bad_word_ends = state.bad_word_ends;
   row.stop_token_ids = state.stop_token_ids;
   row.want_log_prob = state.request.output.log_probs;
+  if (config.beam_width > 1) row.temperature = config.temperature;
   return row;
+}
+
+void decay_top_p(SamplingRow& row, const SamplingConfig& config, TokenId token) {
+  if (config.top_p <= 0.0f || config.top_p_decay == 1.0f) return;
+  row.top_p = token == config.top_p_reset_id
+                  ? config.top_p
+                  : std::min(config.top_p, std::max(config.top_p_min, row.top_p * config.top_p_decay));
 }
 
 bool ends_in_stop_word(const std::vector<std::vector<TokenId>>& stop_words, const std::vector<TokenId>& generated) {

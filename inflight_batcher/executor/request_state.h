@@ -7,6 +7,7 @@
 
 #include "inflight/ops/sampling.h"
 #include "inflight_batcher/api/executor.h"
+#include "inflight_batcher/sampling/beam_search.h"
 #include "inflight_batcher/scheduler/scheduler.h"
 
 namespace inflight {
@@ -36,6 +37,16 @@ struct RequestState {
   std::vector<TokenId> stop_token_ids;  // stop words of one token
 };
 
+/// The beams of a sequence: the search, where its running beams are, and what the step at hand brought them.
+struct BeamState {
+  explicit BeamState(const BeamSearch::Rules& rules) : search(rules) {}
+
+  BeamSearch search;
+  std::vector<int> lanes = {0};                   // of the scheduler, by running beam
+  std::map<int, BeamSearch::Candidates> answers;  // by lane
+  std::map<int, std::vector<float>> logits;       // by lane
+};
+
 /// One sequence of a request: what the executor knows beyond the scheduler.
 struct SequenceState {
   SequenceId id = 0;
@@ -55,6 +66,7 @@ struct SequenceState {
   int marked_rows = 0;                   // tokens whose marked outputs are in additional_outputs
   std::map<std::string, MarkedOutput> additional_outputs;
   PerfMetrics perf;
+  std::unique_ptr<BeamState> beams;  // null: beam width 1; else the tokens and log probs above stay empty
 
   const OutputConfig& output() const { return request->request.output; }
   int prompt_length() const { return static_cast<int>(request->request.input_ids.size()); }

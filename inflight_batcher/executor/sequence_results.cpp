@@ -38,7 +38,10 @@ void Executor::Impl::take_logits(StepInFlight& flight) {
       append_rows(sequence.context_logits, flight.step.logits, use, width);
       ++sequence.context_logits_rows;
     }
-    if (wanted.generation) append_rows(sequence.generation_logits, flight.step.logits, use, width);
+    if (wanted.generation && sequence.beams)
+      append_rows(sequence.beams->logits[flight.plan.items[wanted.item].lane], flight.step.logits, use, width);
+    else if (wanted.generation)
+      append_rows(sequence.generation_logits, flight.step.logits, use, width);
   };
   // A sampling row is the last of its prompt, but stands in front of the prompt's other rows.
   const size_t sampling =
@@ -73,6 +76,7 @@ void Executor::Impl::take_captures(StepInFlight& flight, size_t index) {
 void Executor::Impl::handle_item(StepInFlight& flight, size_t index) {
   const Scheduler::Item& item = flight.plan.items[index];
   const SequencePtr& sequence = flight.sequences[index];
+  if (sequence->beams) return handle_beam(flight, index);
   const auto [first_row, accepted] = flight.sampled[index];
   const size_t count = item.samples ? 1 + accepted : 0;
   const auto tokens = std::span<const TokenId>(flight.step.tokens).subspan(first_row, count);
@@ -118,6 +122,7 @@ FinishReason Executor::Impl::accept_token(SequenceState& sequence, TokenId token
   const bool ends_allowed = before + static_cast<int>(sequence.generated.size()) >= request.sampling.min_tokens;
   if (ends_allowed && std::find(ends.begin(), ends.end(), token) != ends.end()) return FinishReason::kEndId;
   sequence.generated.push_back(token);
+  decay_top_p(sequence.sampling, request.sampling, token);
   if (request.output.log_probs) {
     sequence.log_probs.push_back(log_prob);
     sequence.cum_log_prob += log_prob;
@@ -141,6 +146,7 @@ Result& Executor::Impl::emit(const SequencePtr& sequence) {
 
 Result& Executor::Impl::emit_new_tokens(const SequencePtr& sequence_ptr, FinishReason reason) {
   SequenceState& sequence = *sequence_ptr;
+  if (sequence.beams) return emit_beams(sequence_ptr, reason);
   const OutputConfig& output = sequence.output();
   Result& result = emit(sequence_ptr);
   result.finish_reason = reason;
@@ -188,6 +194,7 @@ void Executor::Impl::close_sequence(const SequencePtr& sequence, Result& result)
   result.request_final = --request.sequences_left == 0;
   sequence->finished = true;
   release_siblings(sequence);
+  if (sequence->beams) std::replace(by_slot_.begin(), by_slot_.end(), sequence, SequencePtr());
   if (sequence->slot >= 0 && by_slot_[sequence->slot] == sequence) by_slot_[sequence->slot] = nullptr;
   sequences_.erase(sequence->id);
   if (scheduler_.contains(sequence->id)) scheduler_.finish(sequence->id);

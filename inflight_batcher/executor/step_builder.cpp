@@ -28,7 +28,7 @@ void pack_tokens(Step& step, const Scheduler::Item& item, std::span<const TokenI
 void add_history(Step& step, const Scheduler::Item& item, std::span<const TokenId> tokens, const SamplingRow& row) {
   const bool reads_history = row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
                              row.frequency_penalty != 0.0f || row.no_repeat_ngram_size > 0 || !row.bad_words.empty();
-  if (item.admitted && item.first > 0 && reads_history)
+  if ((item.admitted || item.moved) && item.first > 0 && reads_history)
     step.histories.push_back({item.slot, tokens.first(static_cast<size_t>(item.first))});
 }
 
@@ -38,7 +38,7 @@ void pack_block_tables(Step& step, const std::vector<Scheduler::Item>& items, co
     step.table_width = std::max(step.table_width, kv_cache.blocks_for(item.first + item.count));
   step.block_tables.assign(items.size() * step.table_width, 0);
   for (size_t i = 0; i < items.size(); ++i) {
-    const std::span<const int32_t> table = kv_cache.block_table(items[i].id);
+    const std::span<const int32_t> table = kv_cache.block_table(items[i].table);
     const size_t count = std::min<size_t>(table.size(), step.table_width);
     std::copy_n(table.begin(), count, step.block_tables.begin() + i * step.table_width);
   }
@@ -55,6 +55,7 @@ void add_sampling_row(StepInFlight& flight, size_t index, int draft, std::span<c
   SamplingRow& row = step.sampling.emplace_back(sequence.sampling);
   row.history = history;
   row.pending = pending;
+  for (int i = 0; i < draft; ++i) decay_top_p(row, request.sampling, item.drafts[i]);
   if (!request.draft_logits.empty() && draft < num_drafts(item)) {
     const size_t vocabulary = request.draft_logits.size() / request.draft_tokens.size();
     row.draft_logits = std::span(request.draft_logits).subspan(draft * vocabulary, vocabulary);
@@ -110,6 +111,7 @@ void build_step(StepInFlight& flight, const Scheduler& scheduler, const KvCacheM
   step.clear();
   flight.logits_uses.clear();
   flight.draft_histories.clear();
+  flight.candidates_taken = 0;
   step.query_offsets.push_back(0);
   for (size_t i = 0; i < flight.plan.items.size(); ++i) {
     const Scheduler::Item& item = flight.plan.items[i];

@@ -30,6 +30,7 @@ struct StepInFlight {
   };
   std::vector<Sampled> sampled;
   std::vector<std::vector<TokenId>> draft_histories;  // prompt and drafts, where there are any
+  size_t candidates_taken = 0;                        // of step.candidate_tokens, while the answers are handled
 };
 
 /// Packs the planned items: tokens, positions, block tables, rows to sample and rows to return.

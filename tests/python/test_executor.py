@@ -333,8 +333,10 @@ def test_invalid_requests_are_refused_with_both_numbers(executor, case):
     assert text in str(error)
 
 
-def test_beam_search_is_unsupported(executor):
-    assert refused(executor, Request(PROMPT, beam_width=2)).code == "unsupported"
+def test_beams_beyond_the_limit_are_refused(executor):
+    error = refused(executor, Request(PROMPT, beam_width=2))
+    assert error.code == "invalid_argument"
+    assert "beam_width is 2, wanted 1 to max_beam_width 1" in str(error)
 
 
 def test_request_larger_than_the_cache_is_refused(python_7m):

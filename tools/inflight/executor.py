@@ -58,6 +58,9 @@ class Request:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.0
+    top_p_decay: float = 1.0
+    top_p_min: float = 1e-6
+    top_p_reset_id: int = 1
     min_p: float = 0.0
     seed: int = 0
     repetition_penalty: float = 1.0
@@ -75,6 +78,9 @@ class Request:
     additional_outputs: list[str] = dataclasses.field(default_factory=list)
     prefix_tokens: int = 0
     beam_width: int = 1
+    length_penalty: float = 0.0
+    early_stopping: int = 1
+    beam_search_diversity_rate: float = 0.0
     retention_ranges: list[RetentionRange] = dataclasses.field(default_factory=list)
     retention_decode: Retention = dataclasses.field(default_factory=Retention)
     priority: float = 0.5
@@ -102,11 +108,27 @@ def _native_request(request: Request) -> _executor.Request:
 
 
 @dataclasses.dataclass
+class Beam:
+    """One hypothesis of a beam search: all its tokens, their log probs after penalties, bans and temperature, their sum
+    (an end id's counted), and score = sum / length ** length_penalty. generation_logits: float32 [tokens, vocabulary].
+    """
+
+    tokens: list[int]
+    finish_reason: str
+    num_generated_tokens: int
+    log_probs: list[float]
+    cum_log_prob: float
+    score: float
+    generation_logits: np.ndarray
+
+
+@dataclasses.dataclass
 class Result:
     """A piece of the answer to one sequence: with streaming the new tokens of a step, else all of them.
 
     Logits are float32 arrays: context_logits [prompt, vocabulary], generation_logits [tokens, vocabulary];
-    additional_outputs (final result): marked output -> [computed tokens, width].
+    additional_outputs (final result): marked output -> [computed tokens, width]. With beam_width > 1 `beams` are the
+    best hypotheses so far, best first, whole in every result, and the other fields are those of the first.
     """
 
     sequence_index: int
@@ -116,11 +138,17 @@ class Result:
     prefix_tokens: list[int]
     log_probs: list[float]
     cum_log_prob: float
+    beams: list[Beam]
     num_generated_tokens: int
     context_logits: np.ndarray
     generation_logits: np.ndarray
     additional_outputs: dict[str, np.ndarray]
     perf: _executor.PerfMetrics
+
+
+def _beam(native: _executor.BeamResult, vocabulary: int) -> Beam:
+    fields = {field.name: getattr(native, field.name) for field in dataclasses.fields(Beam)}
+    return Beam(**{**fields, "generation_logits": native.generation_logits(vocabulary)})
 
 
 class Handle:
@@ -161,6 +189,7 @@ class Handle:
             prefix_tokens=native.prefix_tokens,
             log_probs=native.log_probs,
             cum_log_prob=native.cum_log_prob,
+            beams=[_beam(beam, vocabulary) for beam in native.beams],
             num_generated_tokens=native.num_generated_tokens,
             context_logits=native.context_logits(vocabulary),
             generation_logits=native.generation_logits(vocabulary),

@@ -55,6 +55,9 @@ struct SampleArgs {
   std::span<float> log_probs;         // L out (rows that did not ask, and beams, get 0)
 };
 
+/// What best_candidates gives of a row at most.
+inline constexpr int kMaxCandidates = 256;
+
 /// The best continuations of beams: of each row with num_candidates its so many likeliest tokens, best first, equal
 /// ones by lower id, with the log softmax of (logits after bias, penalties and bans) / temperature (0 counts as 1).
 /// Top-k, top-p, min-p and the seed have no effect. Rows without num_candidates are left alone. Where the vocabulary is
