@@ -45,13 +45,13 @@ void store_scheduler_policy(const ParameterValue& value, ModelParameters& parame
 }
 
 void store_decoding_mode(const ParameterValue& value, ModelParameters&) {
-  static const std::vector<std::string_view> kNow = {"top_k", "top_p", "top_k_top_p"};
-  static const std::vector<std::string_view> kLater = {"beam_search", "medusa", "redrafter", "lookahead", "eagle"};
+  static const std::vector<std::string_view> kNow = {"top_k", "top_p", "top_k_top_p", "beam_search"};
+  static const std::vector<std::string_view> kLater = {"medusa", "redrafter", "lookahead", "eagle"};
   const auto is_in = [&](const auto& list) { return std::find(list.begin(), list.end(), value.text()) != list.end(); };
   check(!is_in(kLater), ErrorCode::kUnsupported, "parameter decoding_mode is '", value.text(),
-        "', which this version does not support; wanted top_k, top_p or top_k_top_p");
+        "', which this version does not support; wanted top_k, top_p, top_k_top_p or beam_search");
   check(is_in(kNow), ErrorCode::kInvalidArgument, "parameter decoding_mode is '", value.text(),
-        "'; wanted top_k, top_p or top_k_top_p");
+        "'; wanted top_k, top_p, top_k_top_p or beam_search");
 }
 
 void refuse_old_worker_path(const ParameterValue&, ModelParameters&) {
@@ -77,6 +77,8 @@ const ParameterRow kRows[] = {
     {"stats_check_period_ms",
      [](const ParameterValue& v, ModelParameters& p) { p.stats_check_period_ms = v.small_integer(1); }},
     {"decoding_mode", store_decoding_mode},
+    {"max_beam_width",
+     [](const ParameterValue& v, ModelParameters& p) { p.executor.max_beam_width = v.small_integer(1); }},
     {"worker_path", refuse_old_worker_path},
     {"device", [](const ParameterValue& v, ModelParameters& p) { p.executor.device = v.text(); }},
     {"tensor_parallel_size",
@@ -111,7 +113,6 @@ const ParameterRow kRows[] = {
 };
 
 const LaterRow kLaterRows[] = {
-    {"max_beam_width", {"1"}},
     {"encoder_model_path", {}},
     {"cross_kv_cache_fraction", {}},
     {"max_attention_window_size", {}},

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <initializer_list>
+#include <numeric>
 #include <span>
 
 #include "backend/half.h"
@@ -82,13 +83,43 @@ bool always(Switches) { return true; }
 bool if_log_probs(Switches it) { return it.log_probs; }
 bool if_perf_metrics(Switches it) { return it.perf_metrics; }
 
+/// One value of each beam; without beams that of the result.
+template <typename T, typename ValueOf>
+void write_each(Writer writer, const Result& result, const ValueOf& value_of) {
+  std::vector<T> values;
+  for (const BeamResult& beam : result.beams) values.push_back(value_of(beam));
+  if (result.beams.empty()) values.push_back(value_of(result));
+  writer.values<T>(values, {static_cast<int64_t>(values.size())});
+}
+
+/// [beams, longest]: the lists of all beams, shorter ones padded with -1; without beams the one of the result.
+template <typename T, typename ListOf>
+void write_lists(Writer writer, const Result& result, const ListOf& list_of) {
+  if (result.beams.empty()) return writer.values<T>(list_of(result), {1, static_cast<int64_t>(list_of(result).size())});
+  size_t longest = 0;
+  for (const BeamResult& beam : result.beams) longest = std::max(longest, list_of(beam).size());
+  std::vector<T> padded(result.beams.size() * longest, T{-1});
+  for (size_t i = 0; i < result.beams.size(); ++i)
+    std::copy(list_of(result.beams[i]).begin(), list_of(result.beams[i]).end(), padded.begin() + i * longest);
+  writer.values<T>(padded, {static_cast<int64_t>(result.beams.size()), static_cast<int64_t>(longest)});
+}
+
 int64_t generated_tokens(const OutputWriter& writer, const Result& result) {
+  if (!result.beams.empty())
+    return std::accumulate(result.beams.begin(), result.beams.end(), int64_t{0},
+                           [](int64_t sum, const BeamResult& beam) { return sum + beam.num_generated_tokens; });
   const auto prompt = writer.form().includes_input ? result.num_prompt_tokens : 0;
   return static_cast<int64_t>(result.tokens.size()) - prompt;
 }
 
-void write_tokens(Writer writer, const std::vector<TokenId>& tokens) {
-  writer.values<int32_t>(tokens, {1, static_cast<int64_t>(tokens.size())});
+void write_ids(Writer writer, const Result& result) {
+  write_lists<int32_t>(writer, result, [](const auto& it) -> const auto& { return it.tokens; });
+}
+
+/// Beams are sent whole: nothing goes before them.
+void write_prefix(Writer writer, const Result& result) {
+  const auto beams = std::max<int64_t>(1, static_cast<int64_t>(result.beams.size()));
+  writer.values<int32_t>(result.prefix_tokens, {beams, static_cast<int64_t>(result.prefix_tokens.size())});
 }
 
 void write_context_logits(Writer writer, const Result& result) {
@@ -97,7 +128,29 @@ void write_context_logits(Writer writer, const Result& result) {
   writer.logits(result.context_logits, {rows, static_cast<int64_t>(result.context_logits.size()) / rows});
 }
 
+/// [beams, longest, vocabulary], or [longest, beams, vocabulary] in a stream; behind a shorter beam's end zeros.
+void write_beam_logits(Writer writer, const Result& result) {
+  int64_t longest = 0, vocabulary = 0;
+  for (const BeamResult& beam : result.beams) {
+    longest = std::max<int64_t>(longest, beam.num_generated_tokens);
+    if (beam.num_generated_tokens > 0)
+      vocabulary = static_cast<int64_t>(beam.generation_logits.size()) / beam.num_generated_tokens;
+  }
+  if (longest == 0 || vocabulary == 0) return;
+  const auto beams = static_cast<int64_t>(result.beams.size());
+  const bool streaming = writer.form().streaming;
+  std::vector<float> padded(beams * longest * vocabulary);
+  for (int64_t beam = 0; beam < beams; ++beam)
+    for (int64_t token = 0; token < result.beams[beam].num_generated_tokens; ++token) {
+      const int64_t place = streaming ? token * beams + beam : beam * longest + token;
+      std::copy_n(result.beams[beam].generation_logits.begin() + token * vocabulary, vocabulary,
+                  padded.begin() + place * vocabulary);
+    }
+  writer.logits(padded, {streaming ? longest : beams, streaming ? beams : longest, vocabulary});
+}
+
 void write_generation_logits(Writer writer, const Result& result) {
+  if (!result.beams.empty()) return write_beam_logits(writer, result);
   const int64_t rows = generated_tokens(writer, result);
   if (result.generation_logits.empty() || rows <= 0) return;
   const int64_t vocabulary = static_cast<int64_t>(result.generation_logits.size()) / rows;
@@ -114,19 +167,24 @@ float acceptance_rate(const PerfMetrics& perf) {
 }
 
 const OutputField kFields[] = {
-    {"output_ids", DataType::kInt32, always, [](Writer w, const Result& r) { write_tokens(w, r.tokens); }},
+    {"output_ids", DataType::kInt32, always, write_ids},
     {"sequence_length", DataType::kInt32, always,
-     [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.tokens.size())); }},
-    {"prefix_ids", DataType::kInt32, always, [](Writer w, const Result& r) { write_tokens(w, r.prefix_tokens); }},
+     [](Writer w, const Result& r) {
+       write_each<int32_t>(w, r, [](const auto& it) { return static_cast<int32_t>(it.tokens.size()); });
+     }},
+    {"prefix_ids", DataType::kInt32, always, write_prefix},
     {"sequence_final", DataType::kBool, always, [](Writer w, const Result& r) { w.scalar(r.sequence_final); }},
     {"finish_reason", DataType::kBytes, always, [](Writer w, const Result& r) { w.text(name_of(r.finish_reason)); }},
     {"batch_index", DataType::kInt32, [](Switches s) { return s.batch; },
      [](Writer w, const Result&) { w.scalar(static_cast<int32_t>(w.form().batch_index)); }},
     {"sequence_index", DataType::kInt32, [](Switches s) { return s.sequences; },
      [](Writer w, const Result& r) { w.scalar(static_cast<int32_t>(r.sequence_index)); }},
-    {"cum_log_probs", DataType::kFp32, if_log_probs, [](Writer w, const Result& r) { w.scalar(r.cum_log_prob); }},
+    {"cum_log_probs", DataType::kFp32, if_log_probs,
+     [](Writer w, const Result& r) { write_each<float>(w, r, [](const auto& it) { return it.cum_log_prob; }); }},
     {"output_log_probs", DataType::kFp32, if_log_probs,
-     [](Writer w, const Result& r) { w.values<float>(r.log_probs, {1, static_cast<int64_t>(r.log_probs.size())}); }},
+     [](Writer w, const Result& r) {
+       write_lists<float>(w, r, [](const auto& it) -> const auto& { return it.log_probs; });
+     }},
     {"context_logits", DataType::kInvalid, [](Switches s) { return s.context_logits; }, write_context_logits},
     {"generation_logits", DataType::kInvalid, [](Switches s) { return s.generation_logits; }, write_generation_logits},
     {"num_input_tokens", DataType::kInt32, [](Switches s) { return s.num_input_tokens; },

@@ -19,22 +19,18 @@ using Row = RowRequest&;
 
 constexpr int32_t kMostInt = std::numeric_limits<int32_t>::max();
 constexpr float kMostFloat = std::numeric_limits<float>::max();
+constexpr float kLeastFloat = std::numeric_limits<float>::min();  // above 0
 
 /// The contract clamps top-p to [0, 1] and takes 0 and less as "not given".
 void store_top_p(Value value, Row row) {
   row.request.sampling.top_p = std::clamp(value.scalar_in(-kMostFloat, kMostFloat), 0.0f, 1.0f);
 }
 
-void check_beam_width(Value value, Row) {
-  const auto width = value.scalar_in<int32_t>(1, kMostInt);
-  check(width == 1, ErrorCode::kUnsupported, "input ", value.name(), " is ", width,
-        "; this version supports 1 (no beam search)");
-}
-
-void check_top_p_decay(Value value, Row) {
-  const auto decay = value.scalar<float>();
-  check(decay == 1.0f, ErrorCode::kUnsupported, "input ", value.name(), " is ", decay,
-        "; this version supports 1 (no decay)");
+/// BOOL in old configurations, INT32 in newer ones.
+void store_early_stopping(Value value, Row row) {
+  check(value.type() == DataType::kBool || value.type() == DataType::kInt32, ErrorCode::kInvalidArgument, "input ",
+        value.name(), " is ", TRITONSERVER_DataTypeString(value.type()), "; wanted INT32 or BOOL");
+  row.request.sampling.early_stopping = value.type() == DataType::kBool ? value.flag() : value.scalar_in<int32_t>(0, 2);
 }
 
 void store_end_id(Value value, Row row) {
@@ -133,17 +129,23 @@ const RequestField kFields[] = {
      [](Value v, Row r) { r.request.output.exclude_input = v.flag(); }},
     {"streaming", DataType::kBool, Use::kStore, [](Value v, Row r) { r.request.output.streaming = v.flag(); }},
     {"return_kv_cache_reuse_stats", DataType::kBool, Use::kStore, warn_deprecated},
-    {"beam_width", DataType::kInt32, Use::kStore, check_beam_width},
-    {"runtime_top_p_decay", DataType::kFp32, Use::kStore, check_top_p_decay},
+    {"beam_width", DataType::kInt32, Use::kStore,
+     [](Value v, Row r) { r.request.sampling.beam_width = v.scalar_at_least<int32_t>(1); }},
+    {"len_penalty", DataType::kFp32, Use::kStore,
+     [](Value v, Row r) { r.request.sampling.length_penalty = v.scalar_in(-kMostFloat, kMostFloat); }},
+    {"early_stopping", DataType::kInvalid, Use::kStore, store_early_stopping},
+    {"beam_search_diversity_rate", DataType::kFp32, Use::kStore,
+     [](Value v, Row r) { r.request.sampling.beam_search_diversity_rate = v.scalar_in(-kMostFloat, kMostFloat); }},
+    {"runtime_top_p_decay", DataType::kFp32, Use::kStore,
+     [](Value v, Row r) { r.request.sampling.top_p_decay = v.scalar_in(kLeastFloat, 1.0f); }},
+    {"runtime_top_p_min", DataType::kFp32, Use::kStore,
+     [](Value v, Row r) { r.request.sampling.top_p_min = v.scalar_in(kLeastFloat, 1.0f); }},
+    {"runtime_top_p_reset_ids", DataType::kInt32, Use::kStore,
+     [](Value v, Row r) { r.request.sampling.top_p_reset_id = v.scalar_at_least<int32_t>(-1); }},
 
-    // Without effect at beam width 1 and top-p decay 1; `stop` is read before the others.
+    // Without effect; `stop` is read before the others.
     {"stop", DataType::kBool, Use::kIgnore},
     {"pad_id", DataType::kInt32, Use::kIgnore},
-    {"len_penalty", DataType::kFp32, Use::kIgnore},
-    {"early_stopping", DataType::kInvalid, Use::kIgnore},
-    {"beam_search_diversity_rate", DataType::kFp32, Use::kIgnore},
-    {"runtime_top_p_min", DataType::kFp32, Use::kIgnore},
-    {"runtime_top_p_reset_ids", DataType::kInt32, Use::kIgnore},
     {"decoder_input_ids", DataType::kInt32, Use::kIgnore},
     {"decoder_input_lengths", DataType::kInt32, Use::kIgnore},
     {"START", DataType::kInvalid, Use::kIgnore},

@@ -29,7 +29,7 @@ struct RowRequest {
 struct RequestField {
   enum class Use {
     kStore,           // `store` puts it into the row
-    kIgnore,          // nothing to act on for a decoder-only model with beam width 1
+    kIgnore,          // nothing to act on for a decoder-only model
     kLater,           // UNSUPPORTED when it has elements
     kLaterIfNonzero,  // UNSUPPORTED when any element is not zero, or any text not empty
   };

@@ -79,20 +79,24 @@ TEST(ModelParameters, UnknownKeysAndPoliciesWarn) {
 }
 
 TEST(ModelParameters, NeutralValuesOfFeaturesToCome) {
-  parsed({{"max_beam_width", "1"},
-          {"gpu_weights_percent", "1.0"},
-          {"speculative_decoding_fast_logits", "False"},
-          {"num_nodes", "1"}});
+  parsed({{"gpu_weights_percent", "1.0"}, {"speculative_decoding_fast_logits", "False"}, {"num_nodes", "1"}});
 }
 
 TEST(ModelParameters, FeaturesToCome) {
-  for (const char* key : {"max_beam_width", "encoder_model_path", "lora_prefetch_dir", "medusa_choices",
-                          "guided_decoding_backend", "participant_ids", "sink_token_length"}) {
+  for (const char* key : {"encoder_model_path", "lora_prefetch_dir", "medusa_choices", "guided_decoding_backend",
+                          "participant_ids", "sink_token_length"}) {
     expect_error(ErrorCode::kUnsupported, std::string("parameter ") + key + " is '4', which needs a feature",
                  [&] { parsed({{key, "4"}}); });
   }
   expect_error(ErrorCode::kUnsupported, "parameter decoding_mode is 'medusa', which this version does not support",
                [] { parsed({{"decoding_mode", "medusa"}}); });
+}
+
+TEST(ModelParameters, Beams) {
+  EXPECT_EQ(parsed({{"decoding_mode", "top_k_top_p"}}).executor.max_beam_width, 1);
+  EXPECT_EQ(parsed({{"max_beam_width", "4"}, {"decoding_mode", "beam_search"}}).executor.max_beam_width, 4);
+  expect_error(ErrorCode::kInvalidArgument, "parameter max_beam_width is '0'",
+               [] { parsed({{"max_beam_width", "0"}}); });
 }
 
 TEST(ModelParameters, ModelType) {

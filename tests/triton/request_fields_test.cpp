@@ -123,10 +123,37 @@ TEST(RequestFields, FeaturesToCome) {
   stored("guided_decoding_guide", DataType::kBytes, {1, 1}, serialized({""}));
   expect_error(ErrorCode::kUnsupported, "input guided_decoding_guide" + text,
                [] { stored("guided_decoding_guide", DataType::kBytes, {1, 1}, serialized({"{}"})); });
-  expect_error(ErrorCode::kUnsupported, "input beam_width is 2", [] { stored_int("beam_width", 2); });
-  stored_int("beam_width", 1);
-  expect_error(ErrorCode::kUnsupported, "is 0.5; this version supports 1",
-               [] { stored_float("runtime_top_p_decay", 0.5f); });
+}
+
+TEST(RequestFields, Beams) {
+  EXPECT_EQ(stored_int("beam_width", 3).request.sampling.beam_width, 3);
+  EXPECT_EQ(stored_float("len_penalty", -0.5f).request.sampling.length_penalty, -0.5f);
+  EXPECT_EQ(stored_float("beam_search_diversity_rate", 0.5f).request.sampling.beam_search_diversity_rate, 0.5f);
+  expect_error(ErrorCode::kInvalidArgument, "input beam_width is 0; wanted 1 or more",
+               [] { stored_int("beam_width", 0); });
+}
+
+TEST(RequestFields, EarlyStoppingIsANumberOrAFlag) {
+  const auto of_flag = [](char value) {
+    return stored("early_stopping", DataType::kBool, {1, 1}, std::string(1, value)).request.sampling.early_stopping;
+  };
+  EXPECT_EQ(of_flag(0), 0);
+  EXPECT_EQ(of_flag(1), 1);
+  for (const int mode : {0, 1, 2}) EXPECT_EQ(stored_int("early_stopping", mode).request.sampling.early_stopping, mode);
+  expect_error(ErrorCode::kInvalidArgument, "input early_stopping is 3; wanted 0 to 2",
+               [] { stored_int("early_stopping", 3); });
+  expect_error(ErrorCode::kInvalidArgument, "input early_stopping is FP32; wanted INT32 or BOOL",
+               [] { stored_float("early_stopping", 1.0f); });
+}
+
+TEST(RequestFields, TopPDecay) {
+  EXPECT_EQ(stored_float("runtime_top_p_decay", 0.5f).request.sampling.top_p_decay, 0.5f);
+  EXPECT_EQ(stored_float("runtime_top_p_min", 0.25f).request.sampling.top_p_min, 0.25f);
+  EXPECT_EQ(stored_int("runtime_top_p_reset_ids", 7).request.sampling.top_p_reset_id, 7);
+  expect_error(ErrorCode::kInvalidArgument, "input runtime_top_p_decay is 1.5; wanted",
+               [] { stored_float("runtime_top_p_decay", 1.5f); });
+  expect_error(ErrorCode::kInvalidArgument, "input runtime_top_p_min is 0; wanted",
+               [] { stored_float("runtime_top_p_min", 0.0f); });
 }
 
 TEST(RequestFields, EachRowGetsItsShare) {

@@ -65,7 +65,7 @@ REFUSED = {
     "number for a text": ({"text_input": 5}, 500, "Unable to parse JSON bytes array"),
     "fraction for an integer": ({"max_tokens": 2.5}, 500, "Unable to parse 'data'"),
     "no tokens": ({"max_tokens": 0}, 400, "request_output_len is 0; wanted 1 or more"),
-    "beams": ({"beam_width": 2}, 400, "input beam_width is 2; this version supports 1"),
+    "beams": ({"beam_width": 2}, 400, "beam_width is 2, wanted 1 to max_beam_width 1"),
     "temperature": ({"temperature": -0.5}, 400, "input temperature is -0.5; wanted 0 to"),
     "adapter": ({"lora_task_id": 3}, 400, "input lora_task_id needs a feature that this version does not support"),
     "encoder": ({"decoder_text_input": "a"}, 400, "encoder-decoder networks, which are not supported"),
@@ -119,9 +119,11 @@ def test_infer_tells_the_code(single):
     answer = single.post("/v2/models/ensemble/infer", infer_body(max_tokens=0))
     assert answer.status == 400
     assert "request_output_len is 0; wanted 1 or more" in answer.error
-    answer = single.post("/v2/models/ensemble/infer", infer_body(max_tokens=1, beam_width=2))
+    body = infer_body(max_tokens=1)
+    body["inputs"].append({"name": "lora_task_id", "shape": [1, 1], "datatype": "UINT64", "data": [3]})
+    answer = single.post("/v2/models/ensemble/infer", body)
     assert answer.status == 501
-    assert "input beam_width is 2" in answer.error
+    assert "input lora_task_id needs a feature" in answer.error
 
 
 def infer_body(**numbers: int) -> dict:

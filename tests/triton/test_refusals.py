@@ -45,7 +45,11 @@ BAD_VALUES = {
     "min length": ({"min_length": -1}, "input min_length is -1; wanted 0 or more"),
     "end -2": ({"end_id": -2}, "input end_id is -2; wanted -1 to"),
     "sequences 0": ({"num_return_sequences": 0}, "input num_return_sequences is 0; wanted 1 or more"),
-    "beams 0": ({"beam_width": 0}, "input beam_width is 0; wanted 1 to"),
+    "beams 0": ({"beam_width": 0}, "input beam_width is 0; wanted 1 or more"),
+    "beams 2": ({"beam_width": 2}, "beam_width is 2, wanted 1 to max_beam_width 1"),
+    "early stopping": ({"early_stopping": 3}, "input early_stopping is 3; wanted 0 to 2"),
+    "length penalty": ({"len_penalty": 99.0}, "length_penalty is 99, wanted -50 to 50"),
+    "top-p decay": ({"runtime_top_p_decay": 1.5}, "input runtime_top_p_decay is 1.5; wanted"),
     "priority": ({"priority": 2.0}, "input priority is 2; wanted 0 to 1"),
     "bias": ({"embedding_bias": [0.0] * 7}, "7 entries"),
     "falling offsets": ({"stop_words_list": np.array([[[1, 2, 3], [2, 1, -1]]], np.int32)}, "wanted rising offsets"),
@@ -80,8 +84,6 @@ BAD_VALUES = {
 }
 
 LATER = {
-    "beam_width": 2,
-    "runtime_top_p_decay": 0.5,
     "lora_task_id": 0,
     "lora_config": np.ones((1, 2, 3), np.int32),
     "lora_weights": np.ones((1, 2, 4), np.float16),
@@ -94,10 +96,6 @@ LATER = {
     "context_phase_params": np.ones((1, 3), np.uint8),
     "encoder_input_features": np.ones((1, 2, 4), np.float16),
     "cross_attention_mask": np.ones((1, 2, 4), bool),
-}
-LATER_TEXTS = {
-    "beam_width": "input beam_width is 2; this version supports 1 (no beam search)",
-    "runtime_top_p_decay": "input runtime_top_p_decay is 0.5; this version supports 1 (no decay)",
 }
 
 
@@ -119,7 +117,7 @@ def test_bad_value(single, case):
 @pytest.mark.parametrize("name", LATER)
 def test_features_to_come(single, name):
     status, found = refusal(single, {name: LATER[name]})
-    assert found == LATER_TEXTS.get(name, f"input {name} {NEEDS_A_FEATURE}")
+    assert found == f"input {name} {NEEDS_A_FEATURE}"
     assert status == UNSUPPORTED
 
 
@@ -190,10 +188,10 @@ def test_unknown_request_type_is_the_default(served, greedy):
     assert response.tokens == greedy(PLAIN["input_ids"], 4)
 
 
-@pytest.mark.parametrize(("model", "code"), [("ensemble", UNSUPPORTED), ("tensorrt_llm_bls", "StatusCode.INTERNAL")])
+@pytest.mark.parametrize(("model", "code"), [("ensemble", INVALID), ("tensorrt_llm_bls", "StatusCode.INTERNAL")])
 def test_text_models_pass_on_the_error(single, model, code):
     """A script learns the text of another model's error alone: the server's python backend drops the code."""
     with pytest.raises(InferenceServerException) as caught:
         single.infer(model, text_input=PROMPT, max_tokens=4, beam_width=2)
-    assert "input beam_width is 2; this version supports 1" in caught.value.message()
+    assert "beam_width is 2, wanted 1 to max_beam_width 1" in caught.value.message()
     assert caught.value.status() == code
