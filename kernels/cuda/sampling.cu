@@ -2,10 +2,9 @@
 // the rules there, and takes the argmax or cuts the ranking and draws. What a row does not ask for costs it nothing.
 
 #include "kernels/cpu/philox.h"
-#include "kernels/cuda/arguments.h"
-#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sampling.h"
-#include "kernels/cuda/sampling_rules.cuh"
+#include "kernels/cuda/sampling_launch.cuh"
+#include "kernels/cuda/sampling_ruled.cuh"
 #include "kernels/cuda/sampling_search.cuh"
 
 namespace inflight::cuda {
@@ -62,21 +61,6 @@ __device__ __noinline__ RawSum raw_sum(Slice slice) {
   return reduce(raw, MergeRawSums());
 }
 
-/// Whether top_k is so small that group_floor() leaves few tokens.
-__device__ __forceinline__ bool has_group_floor(const GpuSamplingRow& row) {
-  return row.top_k > 1 && row.top_k * 16 <= kGroups * team_size() * 15;
-}
-
-// Arrives with the next reduce().
-__device__ __forceinline__ void send_group_bests(uint64_t best_of_thread) {
-  if (!has_group_floor(shared().row)) return;
-  uint32_t key = ranked_key(best_of_thread);
-#pragma unroll
-  for (int mask = 1; mask < kGroupLanes; mask *= 2) key = max(key, __shfl_xor_sync(~0u, key, mask));
-  const int block = lane() % kGroupLanes, group = static_cast<int>(threadIdx.x) / kGroupLanes;
-  if (block < team_size()) *of_block(&shared().group_bests[team_rank() * kGroups + group], block) = key;
-}
-
 // The key of the k-th of the groups' bests: no fewer than k tokens reach it, and hardly more.
 __device__ __noinline__ uint32_t group_floor() {
   const int groups = kGroups * team_size(), top_k = shared().row.top_k;
@@ -97,38 +81,6 @@ __device__ __noinline__ uint32_t group_floor() {
 #pragma unroll
   for (int i = 0; i < kWarps; ++i) floor = min(floor, shared().warp_words[i]);
   return floor;
-}
-
-// When the bans leave no token, the best of the banned comes back: a token must be produced.
-__device__ __noinline__ uint64_t banned_best(RuleInputs inputs, Slice slice, uint64_t best_of_thread) {
-  const uint64_t before = reduce(best_of_thread, Maximum());
-  apply_bans(inputs, slice);
-  __syncthreads();
-  best_of_thread = slice.best();
-  send_group_bests(best_of_thread);
-  const uint64_t best = reduce(best_of_thread, Maximum());
-  if (ranked_key(best) != kMinusInfinityKey || ranked_key(before) == kMinusInfinityKey) return best;
-  const int id = ranked_id(before);
-  if (threadIdx.x == 0 && slice.holds(id)) slice.logit(slice.place(id)) = ranked_logit(before);
-  __syncthreads();
-  return before;
-}
-
-// The row's best token once the rules are applied; `best` is this thread's before them.
-__device__ __noinline__ uint64_t ruled_best(RuleInputs inputs, const float* bias, Slice slice, uint64_t best) {
-  const GpuSamplingRow& row = shared().row;
-  if (row.bias.count > 0) {
-    const float* const own_bias = bias + row.bias.begin;
-    best = slice.transform([&](int id, float logit) { return logit != logit ? logit : tidied(logit + own_bias[id]); });
-  }
-  __syncthreads();
-  if (penalises(row)) {
-    penalise(inputs, slice);
-    best = slice.best();
-  }
-  if (bans(row)) return banned_best(inputs, slice, best);
-  send_group_bests(best);
-  return reduce(best, Maximum());
 }
 
 // All tokens lighter than (1 - p) / V of the whole weight, which is at least the 1 of the likeliest, cannot weigh 1 - p
@@ -207,12 +159,6 @@ __device__ __forceinline__ int draw(Slice slice, int vocabulary, float highest) 
   return draw_from_all(slice, cut, weigh);
 }
 
-__device__ __forceinline__ void copy_row(const GpuSamplingRow& from) {
-  static_assert(sizeof(GpuSamplingRow) % 4 == 0 && sizeof(GpuSamplingRow) / 4 <= kThreads);
-  if (threadIdx.x < sizeof(GpuSamplingRow) / 4)
-    reinterpret_cast<uint32_t*>(&shared().row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(&from)[threadIdx.x];
-}
-
 // Grid: L clusters of blocks.
 __global__ void __launch_bounds__(kThreads, 3) sample_kernel(const __grid_constant__ Parameters parameters) {
   if (threadIdx.x == 0) shared().team.next = 0;
@@ -237,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, 3) sample_kernel(const __grid_consta
   uint64_t best = slice.tidy();
   RawSum raw;
   if (row.want_log_prob) raw = raw_sum(slice);
-  if (row.bias.count > 0 || penalises(row) || bans(row)) {
+  if (has_rules(row)) {
     best = ruled_best({parameters.words, history}, parameters.bias, slice, best);
   } else {
     send_group_bests(best);
@@ -251,41 +197,9 @@ __global__ void __launch_bounds__(kThreads, 3) sample_kernel(const __grid_consta
   if (row.history_length < parameters.history_stride) history[row.history_length] = token;
 }
 
-// Few blocks for small vocabularies: every exchange between blocks has its price. Of V alone, so that a row's sums do
-// not depend on the batch.
-int blocks_per_row(int64_t vocabulary) {
-  constexpr int64_t kLeastPerBlock = 4096;
-  int blocks = 1;
-  while (blocks < kMaxBlocks && vocabulary > blocks * kLeastPerBlock) blocks *= 2;
-  return blocks;
-}
-
-/// Allows the kernel all of an SM's shared memory.
 struct SamplingState {
-  explicit SamplingState(CudaContext& context) {
-    check_cuda(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(context.max_shared_bytes() - kStaticBytes)),
-               "shared memory for sampling");
-  }
-  static constexpr size_t kStaticBytes = 2048;  // no less than what the kernel declares itself
+  explicit SamplingState(CudaContext& context) { allow_shared_memory(sample_kernel, context); }
 };
-
-void launch_clusters(int64_t rows, int blocks, size_t shared_bytes, CudaContext& context,
-                     const Parameters& parameters) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(rows * blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = context.stream();
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  check_cuda(cudaLaunchKernelEx(&config, sample_kernel, parameters), "the sampling kernel cannot be launched");
-}
 
 }  // namespace
 }  // namespace sampling
@@ -298,16 +212,12 @@ void sample(const GpuSampleArgs& args, CudaContext& context) {
   check(allows_vectors(0, {args.logits.data}), ErrorCode::kInvalidArgument, "sample: the logits begin at ",
         args.logits.data, ", wanted a multiple of 16 bytes");
   if (l == 0) return;
-  const int blocks = blocks_per_row(v);
-  const int64_t chunks = divide_up(divide_up(v, 4) + (v % 4 != 0), blocks);  // one more where rows begin unaligned
-  const size_t shared_bytes = kLogitsOffset + chunks * 16;
-  check(shared_bytes + SamplingState::kStaticBytes <= context.max_shared_bytes(), ErrorCode::kUnsupported,
-        "sample: a vocabulary of ", v.value, " tokens does not fit the shared memory of ", blocks, " SMs");
+  const TeamShape shape = team_shape("sample", v, context);
   context.state<SamplingState>();
   const Parameters parameters{
       args.logits.as<float>(), args.rows,   args.words,     args.bias,           args.history,
-      args.history_stride,     args.tokens, args.log_probs, static_cast<int>(v), static_cast<int>(chunks)};
-  launch_clusters(l, blocks, shared_bytes, context, parameters);
+      args.history_stride,     args.tokens, args.log_probs, static_cast<int>(v), shape.chunks_per_block};
+  launch_teams(sample_kernel, l, shape, context, parameters);
 }
 
 }  // namespace inflight::cuda

@@ -63,4 +63,29 @@ struct GpuSampleArgs {
 /// memory of 8 SMs, about 430,000).
 void sample(const GpuSampleArgs& args, CudaContext& context);
 
+/// A beam's row of the logits and where its candidates go.
+struct GpuCandidateRow {
+  GpuSamplingRow row;      // slot -1: none
+  int32_t logits_row = 0;  // of [L, V]
+  int32_t begin = 0;       // of the candidates of all rows
+  int32_t count = 0;       // of its own, at most kMaxCandidates
+  int32_t padding = 0;
+};
+
+/// All pointers are of the device.
+struct GpuCandidateArgs {
+  TensorView logits;  // [L, V] float32, 16-byte aligned; left as they are
+  const GpuCandidateRow* rows = nullptr;
+  int64_t num_rows = 0;
+  const int32_t* words = nullptr;
+  const float* bias = nullptr;
+  const int32_t* history = nullptr;  // [slots, history_stride], as in GpuSampleArgs
+  int64_t history_stride = 0;
+  int32_t* tokens = nullptr;   // [candidates] out
+  float* log_probs = nullptr;  // [candidates] out
+};
+
+/// CandidatesArgs' meaning on the device: the CPU's tokens for the same logits. Throws as sample() does.
+void best_candidates(const GpuCandidateArgs& args, CudaContext& context);
+
 }  // namespace inflight::cuda
