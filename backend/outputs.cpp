@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <initializer_list>
-#include <numeric>
 #include <span>
 
 #include "backend/half.h"
@@ -105,9 +104,7 @@ void write_lists(Writer writer, const Result& result, const ListOf& list_of) {
 }
 
 int64_t generated_tokens(const OutputWriter& writer, const Result& result) {
-  if (!result.beams.empty())
-    return std::accumulate(result.beams.begin(), result.beams.end(), int64_t{0},
-                           [](int64_t sum, const BeamResult& beam) { return sum + beam.num_generated_tokens; });
+  if (!result.beams.empty()) return result.beams[0].num_generated_tokens;
   const auto prompt = writer.form().includes_input ? result.num_prompt_tokens : 0;
   return static_cast<int64_t>(result.tokens.size()) - prompt;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <numeric>
 
 #include "kernels/cuda/check.h"
 
@@ -22,6 +23,7 @@ CudaStepLimits limits_of(const Plan& plan, const RankConfig& config) {
   limits.sequence_length = config.max_sequence_length;
   limits.table_width = (config.max_sequence_length + config.block_size - 1) / config.block_size;
   limits.vocabulary = plan.vocabulary_size;
+  limits.candidates_per_beam = config.max_beam_width > 1 ? kMaxCandidates : 0;
   return limits;
 }
 
@@ -98,9 +100,11 @@ void CudaRankRunner::run_step(Step& step, const PackedStep& packed) {
     return_logits(step, logits, first, returned);
     const auto sampled = std::clamp<int64_t>(packed.num_sampled - first, 0, logits.shape[0]);
     if (sampled > 0) io_.sample(logits, static_cast<int>(first), static_cast<int>(sampled), packed.long_lists);
+    io_.rank_candidates(logits, first, packed);
     drafts_.sample(step, logits, first, context_);
   }
   io_.publish(packed.num_sampled);
+  io_.publish_candidates(packed.num_candidates);
   if (step.return_captures) return_captures(step, batch);
 }
 
@@ -148,10 +152,13 @@ void CudaRankRunner::start(Step& step) {
   if (!step.copies.empty()) cuda::op_table().copy_kv_blocks(kv_cache_, host_kv_cache_, step.copies, context_);
   const int size = can_replay(step) ? graphs_.size_for(static_cast<int>(step.context_lengths.size())) : 0;
   const PackedStep packed = io_.send(step, size);
-  if (size > 0)
+  if (size > 0) {
     graphs_.launch(size, context_.stream());
-  else
+    io_.rank_candidates(view(program_.logits, io_.view(size, size, size)), 0, packed);
+    io_.publish_candidates(packed.num_candidates);
+  } else {
     run_step(step, packed);
+  }
   io_.mark_end();
 }
 
@@ -187,6 +194,10 @@ void CudaRankRunner::finish(Step& oldest) {
     oldest.tokens[i] = io_.tokens(buffer)[i];
     oldest.log_probs[i] = io_.log_probs(buffer)[i];
   }
+  const int candidates = std::accumulate(oldest.sampling.begin(), oldest.sampling.end(), 0,
+                                         [](int sum, const SamplingRow& row) { return sum + row.num_candidates; });
+  oldest.candidate_tokens.assign(io_.candidate_tokens(buffer), io_.candidate_tokens(buffer) + candidates);
+  oldest.candidate_log_probs.assign(io_.candidate_log_probs(buffer), io_.candidate_log_probs(buffer) + candidates);
 }
 
 // Waits for what is under way. An error that stays with the CUDA context ends this runner's life.

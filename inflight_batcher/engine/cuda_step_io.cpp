@@ -24,19 +24,30 @@ CudaStepIo::CudaStepIo(const CudaStepLimits& limits, cuda::CudaContext& context)
     buffer.packed = PinnedMemory(packed_bytes);
     buffer.staging = cuda::DeviceMemory(packed_bytes);
   }
-  const auto rows = static_cast<size_t>(limits.sampled_rows());
-  answers_ = PinnedMemory(4 * rows * sizeof(int32_t));
+  place_results();
+}
+
+void CudaStepIo::place_results() {
+  const auto rows = static_cast<size_t>(limits_.sampled_rows()), candidates = static_cast<size_t>(limits_.candidates());
+  answers_ = PinnedMemory(4 * (rows + candidates) * sizeof(int32_t));
   auto* place = reinterpret_cast<int32_t*>(answers_.data());
-  for (int i = 0; i < 2; ++i) {
-    results_.tokens[i] = place + 2 * i * rows;
-    results_.log_probs[i] = reinterpret_cast<float*>(place + (2 * i + 1) * rows);
-  }
+  const auto take = [&](cuda::ResultBuffers& results, size_t count) {
+    for (int i = 0; i < 2; ++i) {
+      results.tokens[i] = place;
+      results.log_probs[i] = reinterpret_cast<float*>(place + count);
+      place += 2 * count;
+    }
+  };
+  take(results_, rows);
+  take(candidates_, candidates);
 }
 
 void CudaStepIo::allocate_arrays() {
   const auto tokens = static_cast<size_t>(limits_.num_tokens), batch = static_cast<size_t>(limits_.batch_size);
   const auto rows = static_cast<size_t>(limits_.sampled_rows());
   constexpr size_t kRowWords = sizeof(cuda::GpuSamplingRow) / sizeof(int32_t);
+  constexpr size_t kCandidateRowWords = sizeof(cuda::GpuCandidateRow) / sizeof(int32_t);
+  const auto candidates = static_cast<size_t>(limits_.candidates());
   const std::pair<int32_t**, size_t> arrays[] = {{&token_ids_, tokens},
                                                  {&positions_, tokens},
                                                  {&token_sequences_, tokens},
@@ -45,6 +56,9 @@ void CudaStepIo::allocate_arrays() {
                                                  {&block_tables_, batch * limits_.table_width},
                                                  {&logits_rows_, tokens},
                                                  {&sampling_, rows * kRowWords},
+                                                 {&candidate_rows_, candidates > 0 ? batch * kCandidateRowWords : 0},
+                                                 {&candidate_tokens_, candidates},
+                                                 {&candidate_log_probs_, candidates},
                                                  {&lists_, CudaStepLimits::kListWords},
                                                  {&buffer_, 1},
                                                  {&tokens_, rows},
@@ -126,6 +140,7 @@ cuda::StepUnpacking CudaStepIo::unpacking(const PackedStep& packed, const int32_
                 copy(packed.context_lengths, context_lengths_),
                 copy(packed.logits_rows, logits_rows_),
                 copy(packed.sampling, sampling_),
+                copy(packed.candidate_rows, candidate_rows_),
                 copy(packed.lists, lists_),
                 copy(packed.buffer, buffer_)};
   return out;
@@ -170,6 +185,29 @@ void CudaStepIo::sample(const TensorView& logits, int first, int rows, bool long
 void CudaStepIo::publish(int rows) {
   if (rows == 0) return;
   cuda::publish_results(tokens_, reinterpret_cast<float*>(log_probs_), rows, buffer_, results_, context_);
+}
+
+void CudaStepIo::rank_candidates(const TensorView& logits, int64_t first, const PackedStep& packed) {
+  const auto [begin, end] = packer_.beams_between(first, first + logits.shape[0]);
+  if (begin == end) return;
+  cuda::GpuCandidateArgs args;
+  args.logits = logits;
+  args.first_row = first;
+  args.rows = reinterpret_cast<const cuda::GpuCandidateRow*>(candidate_rows_) + begin;
+  args.num_rows = end - begin;
+  args.words = packed.long_lists ? long_lists_.as<int32_t>() : lists_;
+  args.bias = biases_.as<float>();
+  args.history = history_.as<int32_t>();
+  args.history_stride = history_stride_;
+  args.tokens = candidate_tokens_;
+  args.log_probs = reinterpret_cast<float*>(candidate_log_probs_);
+  cuda::best_candidates(args, context_);
+}
+
+void CudaStepIo::publish_candidates(int count) {
+  if (count == 0) return;
+  cuda::publish_results(candidate_tokens_, reinterpret_cast<float*>(candidate_log_probs_), count, buffer_, candidates_,
+                        context_);
 }
 
 void CudaStepIo::mark_end() { buffers_[next_ ^ 1].done.record(context_.stream()); }

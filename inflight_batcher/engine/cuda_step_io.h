@@ -30,6 +30,12 @@ class CudaStepIo {
   /// Writes the tokens of the first `rows` sampled rows where the host will find them.
   void publish(int rows);
 
+  /// Ranks what the step's beams may go on with whose logits are among these: rows from `first` on of the step's.
+  void rank_candidates(const TensorView& logits, int64_t first, const PackedStep& packed);
+
+  /// Writes the candidates, `count` of all beams, where the host will find them.
+  void publish_candidates(int count);
+
   /// Marks the end of the step that was sent last.
   void mark_end();
   int next_buffer() const { return next_; }
@@ -40,6 +46,8 @@ class CudaStepIo {
   void wait(int buffer) { buffers_[buffer].done.wait(); }
   const int32_t* tokens(int buffer) const { return results_.tokens[buffer]; }
   const float* log_probs(int buffer) const { return results_.log_probs[buffer]; }
+  const int32_t* candidate_tokens(int buffer) const { return candidates_.tokens[buffer]; }
+  const float* candidate_log_probs(int buffer) const { return candidates_.log_probs[buffer]; }
 
   size_t device_bytes() const { return memory_.bytes() + history_.bytes() + 2 * buffers_[0].staging.bytes(); }
 
@@ -51,6 +59,7 @@ class CudaStepIo {
   };
 
   void allocate_arrays();
+  void place_results();
   void fill_histories(const Step& step);
   void send_long_lists();
   cuda::StepUnpacking unpacking(const PackedStep& packed, const int32_t* staging) const;
@@ -65,11 +74,12 @@ class CudaStepIo {
   cuda::DeviceMemory memory_, history_;
   int32_t *token_ids_ = nullptr, *positions_ = nullptr, *token_sequences_ = nullptr, *query_offsets_ = nullptr,
           *context_lengths_ = nullptr, *block_tables_ = nullptr, *logits_rows_ = nullptr, *sampling_ = nullptr,
-          *lists_ = nullptr, *buffer_ = nullptr, *tokens_ = nullptr, *log_probs_ = nullptr;
+          *candidate_rows_ = nullptr, *lists_ = nullptr, *buffer_ = nullptr, *tokens_ = nullptr, *log_probs_ = nullptr,
+          *candidate_tokens_ = nullptr, *candidate_log_probs_ = nullptr;
   int history_stride_ = 0;
   cuda::DeviceMemory long_lists_, biases_;
   PinnedMemory answers_;
-  cuda::ResultBuffers results_;
+  cuda::ResultBuffers results_, candidates_;
 };
 
 }  // namespace inflight

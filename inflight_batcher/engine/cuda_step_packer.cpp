@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "inflight/error.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 constexpr size_t kAlignment = 4;  // words: parts begin at 16 bytes
 constexpr size_t kRowWords = sizeof(cuda::GpuSamplingRow) / sizeof(int32_t);
+constexpr size_t kCandidateRowWords = sizeof(cuda::GpuCandidateRow) / sizeof(int32_t);
 
 size_t aligned(size_t words) { return (words + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -51,9 +53,11 @@ class Writer {
 
 size_t CudaStepLimits::packed_words() const {
   const auto tokens = static_cast<size_t>(num_tokens), batch = static_cast<size_t>(batch_size);
-  // Token ids, positions, sequences and logits rows; offsets, lengths and slots; tables; rows; lists; the buffer.
+  const size_t beams = candidates_per_beam > 0 ? aligned(batch * kCandidateRowWords) : 0;
+  // Token ids, positions, sequences and logits rows; offsets, lengths and slots; tables; rows, those of beams; lists;
+  // the buffer.
   return 4 * aligned(tokens) + aligned(batch + 1) + 2 * aligned(batch) + aligned(batch * table_width) +
-         aligned(sampled_rows() * kRowWords) + aligned(kListWords) + kAlignment;
+         aligned(sampled_rows() * kRowWords) + beams + aligned(kListWords) + kAlignment;
 }
 
 void CudaStepPacker::check_limits(const Step& step, int padded) const {
@@ -66,11 +70,14 @@ void CudaStepPacker::check_limits(const Step& step, int padded) const {
   within(step.sampling.size(), limits_.sampled_rows(), "rows to sample");
   within(step.logits_rows.size(), limits_.num_tokens, "rows of logits");
   within(step.table_width, limits_.table_width, "KV blocks in a table");
+  for (const SamplingRow& row : step.sampling)
+    within(row.num_candidates, limits_.candidates_per_beam, "candidates of a beam");
   within(step.max_context_length, limits_.sequence_length, "tokens in a sequence");
 }
 
 void CudaStepPacker::pack_rows(const Step& step, int padded) {
   rows_.clear();
+  candidate_rows_.clear();
   lists_.clear();
   biases_.clear();
   for (size_t i = 0; i < step.sampling.size(); ++i) {
@@ -80,8 +87,29 @@ void CudaStepPacker::pack_rows(const Step& step, int padded) {
     const int slot = row.verifies_draft() ? -1 : step.slots.at(sequence);
     rows_.push_back(cuda::pack_row(row, slot, limits_.vocabulary, lists_, biases_));
     rows_.back().history_length = static_cast<int32_t>(row.history.size()) + row.pending;
+    if (row.num_candidates > 0) pack_candidate_row(row, std::exchange(rows_.back(), {}), static_cast<int32_t>(i));
   }
   rows_.resize(std::max<size_t>(rows_.size(), padded));  // the default row is padding
+}
+
+// The row in its place among those that sample is padding.
+void CudaStepPacker::pack_candidate_row(const SamplingRow& row, const cuda::GpuSamplingRow& packed,
+                                        int32_t logits_row) {
+  cuda::GpuCandidateRow out;
+  out.row = packed;
+  out.logits_row = logits_row;
+  if (!candidate_rows_.empty()) out.begin = candidate_rows_.back().begin + candidate_rows_.back().count;
+  out.count = row.num_candidates;
+  candidate_rows_.push_back(out);
+}
+
+std::pair<int, int> CudaStepPacker::beams_between(int64_t first, int64_t end) const {
+  const auto beams_before = [&](int64_t row) {
+    const auto is_before = [&](const cuda::GpuCandidateRow& beam) { return beam.logits_row < row; };
+    return static_cast<int>(std::partition_point(candidate_rows_.begin(), candidate_rows_.end(), is_before) -
+                            candidate_rows_.begin());
+  };
+  return {beams_before(first), beams_before(end)};
 }
 
 PackedStep CudaStepPacker::pack(const Step& step, int padded, int buffer, int32_t* out) {
@@ -103,6 +131,9 @@ PackedStep CudaStepPacker::pack(const Step& step, int padded, int buffer, int32_
   packed.logits_rows = writer.padded(step.logits_rows, padding, [&](int i) { return tokens + i; });
   packed.block_tables = writer.copy(step.block_tables.data(), step.block_tables.size());
   packed.sampling = writer.copy(rows_.data(), rows_.size() * kRowWords);
+  packed.num_beams = static_cast<int>(candidate_rows_.size());
+  packed.candidate_rows = writer.copy(candidate_rows_.data(), candidate_rows_.size() * kCandidateRowWords);
+  if (packed.num_beams > 0) packed.num_candidates = candidate_rows_.back().begin + candidate_rows_.back().count;
   packed.long_lists = !biases_.empty() || lists_.size() > CudaStepLimits::kListWords;
   if (!packed.long_lists) packed.lists = writer.copy(lists_.data(), lists_.size());
   packed.buffer = writer.copy(&buffer, 1);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "inflight_batcher/engine/step.h"
@@ -15,6 +16,9 @@ struct CudaStepLimits {
   int table_width = 0;      // KV blocks of one sequence
   int sequence_length = 0;  // prompt and generated
   int vocabulary = 0;
+  int candidates_per_beam = 0;  // 0: no beams
+
+  int candidates() const { return batch_size * candidates_per_beam; }
 
   static constexpr int kListWords = 1 << 16;  // of the sampling rows together; longer lists travel apart
 
@@ -35,7 +39,9 @@ struct PackedStep {
   int num_sequences = 0;
   int num_sampled = 0;
   PackedRange token_ids, positions, token_sequences, query_offsets, context_lengths, slots, block_tables, logits_rows,
-      sampling, lists, buffer;
+      sampling, candidate_rows, lists, buffer;
+  int num_beams = 0;       // rows whose candidates are wanted
+  int num_candidates = 0;  // of all of them
   int table_rows = 0, table_width = 0;
   size_t words = 0;
   bool long_lists = false;  // lists do not fit or there are biases: they are in the packer, not in the block
@@ -50,6 +56,9 @@ class CudaStepPacker {
   /// `buffer` travels along. Throws Error(kInternal) for a step beyond the limits.
   PackedStep pack(const Step& step, int padded, int buffer, int32_t* out);
 
+  /// Of the step packed last: the beams whose logits are among the step's rows [first, end), as a range of its beams.
+  std::pair<int, int> beams_between(int64_t first, int64_t end) const;
+
   /// Of the step packed last.
   const std::vector<int32_t>& lists() const { return lists_; }
   const std::vector<float>& biases() const { return biases_; }
@@ -57,9 +66,11 @@ class CudaStepPacker {
  private:
   void check_limits(const Step& step, int padded) const;
   void pack_rows(const Step& step, int padded);
+  void pack_candidate_row(const SamplingRow& row, const cuda::GpuSamplingRow& packed, int32_t logits_row);
 
   CudaStepLimits limits_;
   std::vector<cuda::GpuSamplingRow> rows_;
+  std::vector<cuda::GpuCandidateRow> candidate_rows_;
   std::vector<int32_t> lists_;
   std::vector<float> biases_;
 };

@@ -134,6 +134,7 @@ RankConfig Engine::rank_config(const ExecutorConfig& config, int rank) const {
   out.threads = std::max(1, threads / topology_.num_ranks());
   out.max_num_tokens = config.max_num_tokens;
   out.max_batch_size = config.max_batch_size;
+  out.max_beam_width = config.max_beam_width;
   out.max_sequence_length =
       std::clamp(config.max_sequence_length.value_or(plan_.max_positions), 1, std::max(1, plan_.max_positions));
   out.max_logits_rows = std::min(kMaxLogitsRows, config.max_num_tokens);

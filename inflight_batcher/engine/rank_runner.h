@@ -18,6 +18,7 @@ struct RankConfig {
   int threads = 1;
   int max_num_tokens = 0;
   int max_batch_size = 0;
+  int max_beam_width = 1;
   int max_sequence_length = 0;
   int max_logits_rows = 0;  // of one epilogue slice
   int block_size = 0;

@@ -20,6 +20,7 @@ struct Parameters {
   int64_t history_stride;
   int32_t* tokens;
   float* log_probs;
+  int64_t first_row;
   int vocabulary;
   int chunks_per_block;
 };
@@ -80,8 +81,9 @@ __global__ void __launch_bounds__(kThreads, 3) candidates_kernel(const __grid_co
   wait_for_previous();
   let_next_start();
   const GpuCandidateRow& wanted = parameters.rows[blockIdx.x / team_size()];
-  const Slice slice(wanted.logits_row, parameters.vocabulary, parameters.chunks_per_block, team_rank());
-  slice.start_load(parameters.logits + static_cast<int64_t>(wanted.logits_row) * parameters.vocabulary);
+  const int64_t logits_row = wanted.logits_row - parameters.first_row;
+  const Slice slice(logits_row, parameters.vocabulary, parameters.chunks_per_block, team_rank());
+  slice.start_load(parameters.logits + logits_row * parameters.vocabulary);
   copy_row(wanted.row);
   slice.finish_load();
   __syncthreads();
@@ -111,9 +113,9 @@ void best_candidates(const GpuCandidateArgs& args, CudaContext& context) {
   check(v > 0, ErrorCode::kInvalidArgument, "best_candidates: the vocabulary is empty");
   const TeamShape shape = team_shape("best_candidates", v, context);
   context.state<CandidatesState>();
-  const Parameters parameters{
-      args.logits.as<float>(), args.rows,   args.words,     args.bias,           args.history,
-      args.history_stride,     args.tokens, args.log_probs, static_cast<int>(v), shape.chunks_per_block};
+  const Parameters parameters{args.logits.as<float>(), args.rows,   args.words,     args.bias,      args.history,
+                              args.history_stride,     args.tokens, args.log_probs, args.first_row, static_cast<int>(v),
+                              shape.chunks_per_block};
   launch_teams(candidates_kernel, args.num_rows, shape, context, parameters);
 }
 

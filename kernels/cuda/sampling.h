@@ -66,7 +66,7 @@ void sample(const GpuSampleArgs& args, CudaContext& context);
 /// A beam's row of the logits and where its candidates go.
 struct GpuCandidateRow {
   GpuSamplingRow row;      // slot -1: none
-  int32_t logits_row = 0;  // of [L, V]
+  int32_t logits_row = 0;  // first_row + its row of [L, V]
   int32_t begin = 0;       // of the candidates of all rows
   int32_t count = 0;       // of its own, at most kMaxCandidates
   int32_t padding = 0;
@@ -75,6 +75,7 @@ struct GpuCandidateRow {
 /// All pointers are of the device.
 struct GpuCandidateArgs {
   TensorView logits;  // [L, V] float32, 16-byte aligned; left as they are
+  int64_t first_row = 0;
   const GpuCandidateRow* rows = nullptr;
   int64_t num_rows = 0;
   const int32_t* words = nullptr;

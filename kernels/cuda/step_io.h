@@ -18,7 +18,7 @@ struct WordCopy {
 
 /// A step as it was packed into device memory, and where its parts go. T = tokens, S = sequences, both with padding.
 struct StepUnpacking {
-  static constexpr int kMaxCopies = 8;
+  static constexpr int kMaxCopies = 9;
   static constexpr int32_t kPendingToken = -1;  // resolved from the history of the token's slot
 
   const int32_t* token_ids = nullptr;        // [T]

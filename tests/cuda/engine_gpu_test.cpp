@@ -315,6 +315,59 @@ TEST_F(EngineGpuTest, RandomWeightsNeedNoCheckpoint) {
   for (const float log_prob : tokens[0].log_probs) EXPECT_TRUE(std::isfinite(log_prob));
 }
 
+// Beams side by side with others and planned ahead: alone, where nothing is ahead of anything, they are the same.
+TEST_F(EngineGpuTest, BeamsAreTheSameAloneAndInCompany) {
+  ExecutorConfig config = config_for("cuda");
+  config.max_beam_width = 4;
+  config.batch_invariant = true;
+  const std::unique_ptr<Executor> engine = executor(config);
+  std::vector<Request> requests;
+  for (int i = 0; i < 12; ++i) {
+    Request request;
+    request.input_ids = prompt_of(20 + 13 * i, i);
+    request.max_tokens = 24;
+    request.sampling.beam_width = 1 + i % 4;
+    request.sampling.length_penalty = 0.5f;
+    request.sampling.repetition_penalty = 1.2f;  // reads the history that forks take with them
+    request.sampling.no_repeat_ngram_size = i % 3;
+    request.output.log_probs = true;
+    requests.push_back(std::move(request));
+  }
+  std::vector<Tokens> alone;
+  for (const Request& request : requests) alone.push_back(run(*engine, {request})[0]);
+  expect_same(run(*engine, requests), alone, "in company");
+}
+
+// The search keeps to what the model says: each beam's log probs are those of its tokens, computed anew as a prompt.
+TEST_F(EngineGpuTest, BeamsHaveTheLogProbsOfTheirTokens) {
+  ExecutorConfig config = config_for("cuda");
+  config.max_beam_width = 4;
+  const std::unique_ptr<Executor> engine = executor(config);
+  Request request;
+  request.input_ids = prompt_of(50, 3);
+  request.max_tokens = 40;  // forks within and across KV blocks
+  request.sampling.beam_width = 4;
+  request.output.log_probs = true;
+  const Result found = ask(*engine, request)->wait();
+  ASSERT_EQ(found.beams.size(), 4u);
+  for (const BeamResult& beam : found.beams) {
+    Request again;
+    again.input_ids = request.input_ids;
+    again.input_ids.insert(again.input_ids.end(), beam.tokens.begin(), beam.tokens.end());
+    again.max_tokens = 1;
+    again.output.context_logits = true;
+    const Result whole = ask(*engine, again)->wait();
+    const size_t vocabulary = whole.context_logits.size() / again.input_ids.size();
+    for (size_t i = 0; i < beam.tokens.size(); ++i) {
+      const float* row = whole.context_logits.data() + (request.input_ids.size() - 1 + i) * vocabulary;
+      const float highest = *std::max_element(row, row + vocabulary);
+      double sum = 0;
+      for (size_t j = 0; j < vocabulary; ++j) sum += std::exp(static_cast<double>(row[j] - highest));
+      EXPECT_NEAR(beam.log_probs[i], row[beam.tokens[i]] - highest - std::log(sum), 0.15) << "token " << i;
+    }
+  }
+}
+
 TEST_F(EngineGpuTest, SeveralRanksAreRefused) {
   ExecutorConfig config = config_for("cuda");
   config.tensor_parallel = 2;
