@@ -20,6 +20,10 @@ double hit_rate(Stats s) {
   return looked_up > 0 ? static_cast<double>(s.tokens_reused) / looked_up : 0.0;
 }
 
+double draft_acceptance_rate(Stats s) {
+  return s.draft_tokens > 0 ? static_cast<double>(s.accepted_draft_tokens) / static_cast<double>(s.draft_tokens) : 0.0;
+}
+
 const ServingMetrics::Row kTable[] = {
     {"inflight_queue_depth", MetricKind::kGauge, "Sequences that wait for their first step or after a pause",
      [](Stats s) -> double { return s.waiting_requests; }},
@@ -31,6 +35,12 @@ const ServingMetrics::Row kTable[] = {
      [](Stats s) -> double { return static_cast<double>(s.tokens_reused); }},
     {"inflight_generated_tokens_total", kCounter, "Tokens generated",
      [](Stats s) -> double { return static_cast<double>(s.tokens_generated); }},
+    {"inflight_draft_acceptance_rate", MetricKind::kGauge,
+     "Share of the verified draft tokens since the load that were accepted", draft_acceptance_rate},
+    {"inflight_draft_tokens_total", kCounter, "Draft tokens verified",
+     [](Stats s) -> double { return static_cast<double>(s.draft_tokens); }},
+    {"inflight_draft_tokens_accepted_total", kCounter, "Draft tokens that became part of an answer",
+     [](Stats s) -> double { return static_cast<double>(s.accepted_draft_tokens); }},
     {"inflight_preemptions_total", kCounter, "Pauses of running sequences for lack of KV blocks",
      [](Stats s) -> double { return static_cast<double>(s.preemptions); }},
     {"inflight_requests_completed_total", kCounter, "Rows of requests answered to the end",

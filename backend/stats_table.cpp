@@ -114,6 +114,8 @@ void add(ExecutorStats& total, const ExecutorStats& part) {
   total.kv_blocks_reused += part.kv_blocks_reused;
   total.tokens_prefilled += part.tokens_prefilled;
   total.tokens_reused += part.tokens_reused;
+  total.draft_tokens += part.draft_tokens;
+  total.accepted_draft_tokens += part.accepted_draft_tokens;
   total.memory_cpu_bytes += part.memory_cpu_bytes;
   total.memory_gpu_bytes += part.memory_gpu_bytes;
   total.memory_pinned_bytes += part.memory_pinned_bytes;

@@ -82,6 +82,18 @@ def test_reused_prompt(served, heldout_ids):
     assert 0 < own_metrics(served)["inflight_prefix_hit_rate", None] < 1
 
 
+def test_draft_tokens(served, greedy, heldout_ids):
+    prompt = heldout_ids[5000:5030]
+    tokens = greedy(prompt, 20)
+    drafts = [*tokens[:6], (tokens[6] + 1) % 4096, tokens[7]]
+    before = own_metrics(served)
+    served.ask_tokens(prompt, 20, draft_input_ids=drafts)
+    found = grown(served, before, lambda it: it["inflight_requests_completed_total", None] == 1)
+    assert found["inflight_draft_tokens_total"] == 8
+    assert found["inflight_draft_tokens_accepted_total"] == 6
+    assert 0 < own_metrics(served)["inflight_draft_acceptance_rate", None] < 1
+
+
 def test_cancelled_request(served, prompts):
     before = own_metrics(served)
     with served.stream_tokens(prompts[0], 900, streaming=True) as stream:
