@@ -22,6 +22,8 @@ struct KvCacheConfig {
   bool enable_partial_reuse = true;  // also reuse the leading part of a block, by copying it
   int64_t host_memory_bytes = 0;     // of all ranks: where blocks move that would be evicted (on a GPU page-locked)
   bool onboard_blocks = true;        // and come back from when a prompt wants them; false: they are not found
+
+  bool operator==(const KvCacheConfig&) const = default;
 };
 
 struct ExecutorConfig {
@@ -45,6 +47,8 @@ struct ExecutorConfig {
   bool random_weights = false;  // weights of the plan's shapes, drawn at random: to measure speed without a checkpoint
   CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
   KvCacheConfig kv_cache;
+
+  bool operator==(const ExecutorConfig&) const = default;
 };
 
 }  // namespace inflight
