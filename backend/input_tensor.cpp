@@ -92,6 +92,17 @@ RowValue::RowValue(const InputTensor& tensor, int row, int rows)
   bytes_ = tensor.bytes.subspan(row_bytes * static_cast<size_t>(row), row_bytes);
 }
 
+std::vector<std::string> RowValue::texts() const {
+  std::vector<std::string> texts;
+  for (auto rest = bytes_; !rest.empty();) {
+    uint32_t length = 0;
+    std::memcpy(&length, rest.data(), sizeof(length));
+    texts.emplace_back(reinterpret_cast<const char*>(rest.data()) + sizeof(length), length);
+    rest = rest.subspan(sizeof(length) + length);
+  }
+  return texts;
+}
+
 bool RowValue::any_content() const {
   // A text's length prefix is zero exactly when the text is empty, so one test serves all types.
   return std::any_of(bytes_.begin(), bytes_.end(), [](std::byte b) { return b != std::byte{0}; });

@@ -52,6 +52,9 @@ class RowValue {
     return result;
   }
 
+  /// All texts of the row; the type must be BYTES.
+  std::vector<std::string> texts() const;
+
   /// The only element of the row.
   template <typename T>
   T scalar() const {

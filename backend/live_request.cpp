@@ -9,6 +9,16 @@
 
 namespace inflight::backend {
 
+namespace {
+
+/// The time to tokenize counts; none left ends the request at its first step.
+void shorten_timeout(Request& request, uint64_t passed_ns) {
+  const std::chrono::microseconds passed(passed_ns / 1000);
+  if (request.timeout.count() > 0) request.timeout = std::max(std::chrono::microseconds(1), request.timeout - passed);
+}
+
+}  // namespace
+
 LiveRequest::LiveRequest(ModelInstance& instance, TRITONBACKEND_Request* request)
     : instance_(instance), request_(request), statistics_(instance.handle()) {
   const char* id = nullptr;
@@ -19,9 +29,11 @@ LiveRequest::LiveRequest(ModelInstance& instance, TRITONBACKEND_Request* request
 
 void LiveRequest::start() {
   try {
-    ParsedRequest parsed = parse_request(request_, instance_.model().config(), instance_.model().parameters());
+    Model& model = instance_.model();
+    ParsedRequest parsed = parse_request(request_, model.config(), model.parameters(), model.defaults());
     if (parsed.stop) return obey_stop_order();
-    submit(std::move(parsed.rows));
+    open(parsed.rows);
+    model.texts() == nullptr ? submit(std::move(parsed.rows)) : tokenize(std::move(parsed.rows));
   } catch (...) {
     const std::lock_guard lock(mutex_);
     finish_with_error(current_exception_as_error());
@@ -35,15 +47,48 @@ void LiveRequest::obey_stop_order() {
   finish_empty();
 }
 
-void LiveRequest::submit(std::vector<ParsedRow> rows) {
-  std::vector<Request> requests;
-  for (ParsedRow& row : rows) {
-    forms_.push_back(std::move(row.form));
-    requests.push_back(std::move(row.request));
-  }
-  open_rows_ = requests.size();
+/// From here on it can be cancelled.
+void LiveRequest::open(std::vector<ParsedRow>& rows) {
+  for (const ParsedRow& row : rows) forms_.push_back(row.form);
+  open_rows_ = rows.size();
   instance_.model().live_requests().add(shared_from_this());
-  for (size_t row = 0; row < requests.size(); ++row) submit_row(row, std::move(requests[row]));
+}
+
+void LiveRequest::tokenize(std::vector<ParsedRow> rows) {
+  instance_.hold();  // until the tokenizer's thread has submitted the rows: that may outlast the request
+  try {
+    auto shared = std::make_shared<std::vector<ParsedRow>>(std::move(rows));
+    auto submit = [self = shared_from_this(), shared, asked = now_ns()](std::string&& tokens, const Error* error) {
+      for (ParsedRow& row : *shared) shorten_timeout(row.request, now_ns() - asked);
+      self->submit_tokenized(*shared, tokens, error);
+      self->instance_.on_finished();
+    };
+    instance_.model().texts()->tokenize(*shared, std::move(submit));
+  } catch (...) {
+    instance_.on_finished();
+    throw;
+  }
+}
+
+void LiveRequest::submit_tokenized(std::vector<ParsedRow>& rows, const std::string& tokens, const Error* error) {
+  try {
+    if (error != nullptr) throw *error;
+    TextModel& model = *instance_.model().texts();
+    model.take_tokens(tokens, rows, instance_.executor().model().vocabulary_size);
+    {
+      const std::lock_guard lock(mutex_);
+      check(!cancelled_, ErrorCode::kCancelled, "the request was cancelled");
+      for (ParsedRow& row : rows) texts_.push_back(model.open_row(row));
+    }
+    submit(std::move(rows));
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    stopped_ ? finish_empty() : finish_with_error(current_exception_as_error());
+  }
+}
+
+void LiveRequest::submit(std::vector<ParsedRow> rows) {
+  for (size_t row = 0; row < rows.size(); ++row) submit_row(row, std::move(rows[row].request));
   instance_.model().metrics().wake();  // after the submission, so that its first look finds something
 }
 
@@ -55,7 +100,7 @@ void LiveRequest::submit_row(size_t row, Request request) {
     });
     const std::lock_guard lock(mutex_);
     executor_ids_.push_back(id);
-    if (cancelled_ && !finished_) instance_.executor().cancel(id);
+    if (cancelled_ || finished_ || has_ended(row)) instance_.executor().cancel(id);
   } catch (...) {
     const Error error = current_exception_as_error();
     Result refusal;
@@ -98,19 +143,17 @@ void LiveRequest::cancel_if_abandoned() {
 
 void LiveRequest::deliver(size_t row, Result&& result) {
   const std::lock_guard lock(mutex_);
-  if (finished_) return;
+  if (finished_ || has_ended(row)) return;
   statistics_.observe(result);
   latencies_.observe(row, result, instance_.model().metrics().serving());
-  if (result.sequence_final && !result.failed) instance_.model().metrics().observe_lengths(result);
-  const bool is_last = result.request_final && open_rows_ == 1;
-  if (result.failed) {
-    record_failure(row, Error(result.error_code, result.error));
-  } else if (!failure_) {
-    try {
-      send(row, result, is_last);
-    } catch (...) {
-      record_failure(row, current_exception_as_error());
+  try {
+    std::string text;
+    if (take(row, result, text)) {
+      if (result.sequence_final) instance_.model().metrics().observe_lengths(result);
+      send(row, result, text, result.request_final && open_rows_ == 1);
     }
+  } catch (...) {
+    record_failure(row, current_exception_as_error());
   }
   if (result.request_final) --open_rows_;
   if (open_rows_ > 0 || finished_) return;
@@ -118,11 +161,23 @@ void LiveRequest::deliver(size_t row, Result&& result) {
   stopped_ && failure_->code() == ErrorCode::kCancelled ? finish_empty() : finish_with_error(*failure_);
 }
 
-void LiveRequest::send(size_t row, const Result& result, bool is_final) {
+/// Whether there is something to send. A text model's result becomes what its text makes of it.
+bool LiveRequest::take(size_t row, Result& result, std::string& text) {
+  if (result.failed) record_failure(row, Error(result.error_code, result.error));
+  if (failure_) return false;
+  if (texts_.empty()) return true;
+  const bool engine_goes_on = !result.request_final;
+  const bool to_send = texts_[row].take(result, text);
+  const bool is_submitted = row < executor_ids_.size();  // if not yet, submit_row will see that the row has ended
+  if (engine_goes_on && result.request_final && is_submitted) instance_.executor().cancel(executor_ids_[row]);
+  return to_send;
+}
+
+void LiveRequest::send(size_t row, const Result& result, const std::string& text, bool is_final) {
   TRITONBACKEND_Response* raw = nullptr;
   require_ok(TRITONBACKEND_ResponseNewFromFactory(&raw, factory_));
   ResponseHandle response(raw);
-  write_outputs(raw, forms_[row], result);
+  write_outputs(raw, forms_[row], result, text);
   if (is_final) return finish(response.release(), nullptr);
   log_if_error(TRITONBACKEND_ResponseSend(response.release(), 0, nullptr));
   statistics_.report_response(factory_, nullptr, false);

@@ -10,6 +10,7 @@
 #include "backend/request_parser.h"
 #include "backend/request_statistics.h"
 #include "backend/serving_metrics.h"
+#include "backend/text/text_row.h"
 #include "backend/triton.h"
 #include "inflight_batcher/api/executor.h"
 
@@ -20,8 +21,8 @@ class ModelInstance;
 /// A request of the server from Execute to its final response: owns the request object and its response factory, sends
 /// the responses with exactly one final flag, reports the statistics, and gives both back.
 ///
-/// Thread-safe: results come from the executor's response thread, cancellation from the monitor, failures of submission
-/// from Execute.
+/// Thread-safe: results come from the executor's response thread, cancellation from the monitor, submission and its
+/// failures from Execute or, with texts, from a thread of the tokenizer.
 class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
  public:
   /// Takes the request over, unless it throws: then the request is still the caller's.
@@ -45,10 +46,15 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
 
  private:
   void obey_stop_order();
+  void open(std::vector<ParsedRow>& rows);
+  void tokenize(std::vector<ParsedRow> rows);
+  void submit_tokenized(std::vector<ParsedRow>& rows, const std::string& tokens, const Error* error);
   void submit(std::vector<ParsedRow> rows);
   void submit_row(size_t row, Request request);
   void deliver(size_t row, Result&& result);
-  void send(size_t row, const Result& result, bool is_final);
+  bool take(size_t row, Result& result, std::string& text);
+  bool has_ended(size_t row) const { return !texts_.empty() && texts_[row].ended(); }
+  void send(size_t row, const Result& result, const std::string& text, bool is_final);
   void record_failure(size_t row, Error error);
   void throw_if_failed();
   void cancel_rows();
@@ -63,6 +69,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
 
   std::mutex mutex_;                     // guards what follows; held while a response is built and sent
   std::vector<ResponseForm> forms_;      // one for each row
+  std::vector<TextRow> texts_;           // one for each row of a text model's request, once it is tokenized
   std::vector<RequestId> executor_ids_;  // of the rows submitted so far
   size_t open_rows_ = 0;
   std::optional<Error> failure_;  // the first one: it ends the other rows, and is the answer when they have ended

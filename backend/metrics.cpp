@@ -72,7 +72,8 @@ void Metrics::create_histograms(const std::vector<Label>& labels) {
 void Metrics::add(const Executor& executor) {
   {
     const std::lock_guard lock(mutex_);
-    sources_.push_back({&executor, {}});
+    const auto source = find(executor);
+    source == sources_.end() ? sources_.push_back({.executor = &executor}) : void(++source->holders);
   }
   wake();
 }
@@ -80,13 +81,16 @@ void Metrics::add(const Executor& executor) {
 void Metrics::remove(const Executor& executor) {
   {
     const std::lock_guard lock(mutex_);
-    const auto source =
-        std::find_if(sources_.begin(), sources_.end(), [&](auto& it) { return it.executor == &executor; });
-    if (source == sources_.end()) return;
+    const auto source = find(executor);
+    if (source == sources_.end() || --source->holders > 0) return;
     count(*source, executor.stats());
     sources_.erase(source);
   }
   wake();
+}
+
+std::vector<Metrics::Source>::iterator Metrics::find(const Executor& executor) {
+  return std::find_if(sources_.begin(), sources_.end(), [&](const Source& it) { return it.executor == &executor; });
 }
 
 void Metrics::wake() {

@@ -43,6 +43,7 @@ class Metrics {
  private:
   struct Source {
     const Executor* executor;
+    int holders = 1;        // instances that added it: models may share an executor and these metrics
     ExecutorStats counted;  // what the counters already hold of it
   };
 
@@ -50,6 +51,7 @@ class Metrics {
   void create_histograms(const std::vector<Label>& labels);
   void report();
   bool refresh();
+  std::vector<Source>::iterator find(const Executor& executor);
   void count(Source& source, const ExecutorStats& now);
 
   const std::chrono::milliseconds period_;

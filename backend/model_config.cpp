@@ -4,6 +4,7 @@
 
 #include "backend/outputs.h"
 #include "backend/request_fields.h"
+#include "backend/text/text_fields.h"
 #include "backend/triton.h"
 
 namespace inflight::backend {
@@ -85,7 +86,7 @@ ModelConfig read_model_config(TRITONBACKEND_Model* model) {
   config.inputs = read_tensors(json, "input");
   config.outputs = read_tensors(json, "output");
   config.parameters = read_parameters(json);
-  check_declared_inputs(config.inputs);
+  check_declared_inputs(config.inputs, config.has_texts() ? find_text_field : find_field);
   check_declared_outputs(config.outputs);
   return config;
 }

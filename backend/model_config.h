@@ -17,6 +17,9 @@ struct ModelConfig {
   std::map<std::string, DataType, std::less<>> inputs;
   std::map<std::string, DataType, std::less<>> outputs;
   std::map<std::string, std::string, std::less<>> parameters;  // string values
+
+  /// Text in, text out; else token ids.
+  bool has_texts() const { return outputs.contains("text_output"); }
 };
 
 /// Reads the configuration. Throws kInvalidArgument when there is no `parameters` section, or when it declares a tensor

@@ -6,14 +6,20 @@
 
 namespace inflight::backend {
 
-ModelInstance::ModelInstance(Model& model, TRITONBACKEND_ModelInstance* handle) : model_(model), handle_(handle) {
-  const ModelParameters& parameters = model.parameters();
-  executor_ = std::make_unique<Executor>(parameters.engine_dir, parameters.executor);
+ModelInstance::ModelInstance(Model& model, TRITONBACKEND_ModelInstance* handle)
+    : model_(model),
+      handle_(handle),
+      executor_(model.config().name, concat(model.engine_name(), ":", model.config().version),
+                model.parameters().engine_dir, model.parameters().executor) {
   const ModelInfo& info = executor_->model();
   log(LogLevel::kInfo, concat(model.config().name, ": ", info.family, " on ", info.device, ", tensor parallel ",
                               info.tensor_parallel, ", pipeline parallel ", info.pipeline_parallel,
                               ", sequences up to ", info.max_sequence_length, " tokens"));
-  if (!info.load_report.empty()) log(LogLevel::kInfo, info.load_report);
+  if (!executor_.lender().empty()) {
+    log(LogLevel::kInfo, concat(model.config().name, " shares the executor of ", executor_.lender()));
+  } else if (!info.load_report.empty()) {
+    log(LogLevel::kInfo, info.load_report);
+  }
   model_.metrics().add(*executor_);
 }
 
@@ -39,11 +45,13 @@ void ModelInstance::start(TRITONBACKEND_Request* request) {
     RequestReleaser::get().release(request, nullptr);
     return;
   }
-  {
-    const std::lock_guard lock(mutex_);
-    ++outstanding_;
-  }
+  hold();
   live->start();
+}
+
+void ModelInstance::hold() {
+  const std::lock_guard lock(mutex_);
+  ++outstanding_;
 }
 
 void ModelInstance::on_finished() {

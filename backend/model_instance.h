@@ -6,11 +6,12 @@
 #include <span>
 
 #include "backend/model.h"
-#include "inflight_batcher/api/executor.h"
+#include "backend/shared_executors.h"
 
 namespace inflight::backend {
 
-/// One instance of a model: its own executor, hence its own weights, KV cache and threads.
+/// One instance of a model: an executor with its weights, KV cache and threads, which an instance of another model with
+/// the same engine and parameters may share.
 class ModelInstance {
  public:
   /// Loads the engine. Throws what is wrong with the plan, the configuration or the device.
@@ -28,7 +29,8 @@ class ModelInstance {
   /// Takes all requests over and returns at once. A request that fails answers for itself.
   void execute(std::span<TRITONBACKEND_Request* const> requests);
 
-  /// A request has been answered and released.
+  /// Work on a request has begun that on_finished will end: until then the instance stays.
+  void hold();
   void on_finished();
 
  private:
@@ -36,7 +38,7 @@ class ModelInstance {
 
   Model& model_;
   TRITONBACKEND_ModelInstance* handle_;
-  std::unique_ptr<Executor> executor_;
+  ExecutorLease executor_;
   std::mutex mutex_;
   std::condition_variable drained_;
   int outstanding_ = 0;

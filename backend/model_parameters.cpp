@@ -131,9 +131,11 @@ const LaterRow kLaterRows[] = {
     {"num_nodes", {"1"}},
 };
 
-/// Keys of the contract that have nothing to act on here: kernel choices, worker processes, sizes of absent caches.
+/// Keys of the contract that have nothing to act on here: kernel choices, worker processes, sizes of absent caches;
+/// and the tokenizer's keys, which text/text_parameters reads.
 constexpr std::string_view kIgnored[] = {
     "FORCE_CPU_ONLY_INPUT_TENSORS",
+    "add_special_tokens",
     "cuda_graph_cache_size",
     "cuda_graph_mode",
     "enable_context_fmha_fp32_acc",
@@ -150,7 +152,11 @@ constexpr std::string_view kIgnored[] = {
     "normalize_log_probs",
     "recv_poll_period_ms",
     "request_stats_max_iterations",
+    "skip_special_tokens",
+    "tensorrt_llm_model_name",
     "tokenizer_dir",
+    "tokenizer_processes",
+    "tokenizer_python",
 };
 
 void refuse_later_feature(const LaterRow& row, const ParameterValue& value) {

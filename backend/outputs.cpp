@@ -22,10 +22,12 @@ struct OutputField {
 /// One output of one response. Shapes are given without the batch dimension.
 class OutputWriter {
  public:
-  OutputWriter(TRITONBACKEND_Response* response, const ResponseForm& form, const SelectedOutput& output)
-      : response_(response), form_(form), output_(output) {}
+  OutputWriter(TRITONBACKEND_Response* response, const ResponseForm& form, const SelectedOutput& output,
+               std::string_view piece)
+      : response_(response), form_(form), output_(output), piece_(piece) {}
 
   const ResponseForm& form() const { return form_; }
+  std::string_view piece() const { return piece_; }
 
   template <typename T>
   void values(std::span<const T> data, std::initializer_list<int64_t> shape) {
@@ -71,6 +73,7 @@ class OutputWriter {
   TRITONBACKEND_Response* response_;
   const ResponseForm& form_;
   const SelectedOutput& output_;
+  std::string_view piece_;  // of a text model's text
 };
 
 namespace {
@@ -164,6 +167,7 @@ float acceptance_rate(const PerfMetrics& perf) {
 }
 
 const OutputField kFields[] = {
+    {"text_output", DataType::kBytes, always, [](Writer w, const Result&) { w.text(w.piece()); }},
     {"output_ids", DataType::kInt32, always, write_ids},
     {"sequence_length", DataType::kInt32, always,
      [](Writer w, const Result& r) {
@@ -245,17 +249,18 @@ std::vector<SelectedOutput> OutputSet::enabled(const OutputSwitches& switches,
   return outputs;
 }
 
-void write_outputs(TRITONBACKEND_Response* response, const ResponseForm& form, const Result& result) {
+void write_outputs(TRITONBACKEND_Response* response, const ResponseForm& form, const Result& result,
+                   std::string_view text) {
   for (const SelectedOutput& output : form.outputs) {
-    OutputWriter writer(response, form, output);
+    OutputWriter writer(response, form, output, text);
     output.field->write(writer, result);
   }
 }
 
 void check_declared_outputs(const std::map<std::string, DataType, std::less<>>& outputs) {
   for (const char* name : {"output_ids", "sequence_length"}) {
-    check(outputs.contains(name), ErrorCode::kInvalidArgument, "the model configuration does not declare the output ",
-          name);
+    check(outputs.contains(name) || outputs.contains("text_output"), ErrorCode::kInvalidArgument,
+          "the model configuration does not declare the output ", name);
   }
   for (const auto& [name, type] : outputs) {
     const size_t index = index_of(name);

@@ -54,11 +54,13 @@ class OutputSet {
   std::bitset<64> members_;
 };
 
-/// Adds the selected outputs of `result` to a new response. Throws what the server refuses.
-void write_outputs(TRITONBACKEND_Response* response, const ResponseForm& form, const Result& result);
+/// Adds the selected outputs of `result` to a new response; `text`: what a text model says in it. Throws what the
+/// server refuses.
+void write_outputs(TRITONBACKEND_Response* response, const ResponseForm& form, const Result& result,
+                   std::string_view text);
 
-/// Throws kInvalidArgument when an output of the contract has another dtype, or output_ids or sequence_length is not
-/// declared.
+/// Throws kInvalidArgument when an output of the contract has another dtype, or neither text_output nor both of
+/// output_ids and sequence_length are declared.
 void check_declared_outputs(const std::map<std::string, DataType, std::less<>>& outputs);
 
 }  // namespace inflight::backend

@@ -188,8 +188,8 @@ const RequestField* find_field(std::string_view name) {
   return found == kByName.end() ? nullptr : found->second;
 }
 
-void store_field(const InputTensor& tensor, int row, int rows, RowRequest& request) {
-  const RequestField* field = find_field(tensor.name);
+void store_field(const InputTensor& tensor, int row, int rows, RowRequest& request, FieldLookup find) {
+  const RequestField* field = find(tensor.name);
   check(field != nullptr, ErrorCode::kUnsupported, "input ", tensor.name, " is unknown to this backend");
   if (field->use == Use::kIgnore || tensor.elements() == 0) return;
   check(field->type == DataType::kInvalid || field->type == tensor.type, ErrorCode::kInvalidArgument, "input ",
@@ -200,9 +200,9 @@ void store_field(const InputTensor& tensor, int row, int rows, RowRequest& reque
         " needs a feature that this version does not support; leave it out");
 }
 
-void check_declared_inputs(const std::map<std::string, DataType, std::less<>>& inputs) {
+void check_declared_inputs(const std::map<std::string, DataType, std::less<>>& inputs, FieldLookup find) {
   for (const auto& [name, type] : inputs) {
-    const RequestField* field = find_field(name);
+    const RequestField* field = find(name);
     if (field == nullptr) {
       log(LogLevel::kWarn, "input " + name + " of the model configuration is unknown; requests that send it fail");
       continue;

@@ -11,6 +11,15 @@
 
 namespace inflight::backend {
 
+/// The texts of one row of a text model's request.
+struct RowTexts {
+  std::string prompt;
+  std::vector<std::string> bad_words;
+  std::vector<std::string> stop_words;
+  std::vector<std::string> bias_words;
+  std::vector<float> bias_weights;
+};
+
 /// One row of a request's batch: what the executor gets, and what only the backend needs.
 struct RowRequest {
   Request request;
@@ -19,6 +28,7 @@ struct RowRequest {
   std::optional<int> max_tokens;
   std::optional<uint64_t> seed;
   RetentionTensors retention;
+  RowTexts texts;
   bool ignore_eos = false;
   bool perf_metrics = false;
   bool num_input_tokens = false;
@@ -40,14 +50,17 @@ struct RequestField {
   void (*store)(const RowValue&, RowRequest&) = nullptr;
 };
 
+/// The field of an input's name, or null: find_field for the engine model, find_text_field for a text model.
+using FieldLookup = const RequestField* (*)(std::string_view name);
+
 /// The field of an input's name, or null.
 const RequestField* find_field(std::string_view name);
 
 /// Stores one row of a tensor, or refuses it. A tensor without elements counts as absent.
 /// Throws kInvalidArgument (dtype, shape or value; with name, found and wanted) and kUnsupported.
-void store_field(const InputTensor& tensor, int row, int rows, RowRequest& request);
+void store_field(const InputTensor& tensor, int row, int rows, RowRequest& request, FieldLookup find = find_field);
 
 /// Throws kInvalidArgument when the configuration declares an input of the contract with another dtype.
-void check_declared_inputs(const std::map<std::string, DataType, std::less<>>& inputs);
+void check_declared_inputs(const std::map<std::string, DataType, std::less<>>& inputs, FieldLookup find = find_field);
 
 }  // namespace inflight::backend

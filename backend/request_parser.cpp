@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <random>
 
+#include "backend/text/text_fields.h"
 #include "backend/triton.h"
 
 namespace inflight::backend {
@@ -70,10 +71,15 @@ void check_transactions(const RowRequest& row, const ModelConfig& config, int ro
 /// What depends on several inputs at once.
 void complete_row(RowRequest& row, const ModelConfig& config, const ModelParameters& parameters, int rows) {
   check_transactions(row, config, rows);
-  check(rows == 1 || row.input_length, ErrorCode::kInvalidArgument, "input_lengths is not present in the request of ",
-        rows, " rows; it is wanted to strip the padding");
-  store_prompt(row);
-  check(row.max_tokens.has_value(), ErrorCode::kInvalidArgument, "request_output_len is not present in the request");
+  if (!config.has_texts()) {
+    check(rows == 1 || row.input_length, ErrorCode::kInvalidArgument, "input_lengths is not present in the request of ",
+          rows, " rows; it is wanted to strip the padding");
+    store_prompt(row);
+  }
+  check(!config.has_texts() || row.request.sampling.beam_width == 1, ErrorCode::kUnsupported, "input beam_width is ",
+        row.request.sampling.beam_width, "; this model supports 1, the ensemble and the engine model search wider");
+  check(row.max_tokens.has_value(), ErrorCode::kInvalidArgument,
+        config.has_texts() ? "max_tokens" : "request_output_len", " is not present in the request");
   row.request.max_tokens = *row.max_tokens;
   row.request.retention = retention_of(row.retention);
   row.request.sampling.seed = row.seed ? *row.seed : default_seed(parameters);
@@ -106,7 +112,7 @@ std::chrono::microseconds request_timeout(TRITONBACKEND_Request* request) {
   return std::chrono::microseconds(timeout);
 }
 
-OutputSet requested_outputs(TRITONBACKEND_Request* request) {
+OutputSet requested_outputs(TRITONBACKEND_Request* request, bool has_texts) {
   uint32_t count = 0;
   require_ok(TRITONBACKEND_RequestOutputCount(request, &count));
   OutputSet outputs;
@@ -115,7 +121,7 @@ OutputSet requested_outputs(TRITONBACKEND_Request* request) {
     require_ok(TRITONBACKEND_RequestOutputName(request, i, &name));
     outputs.add(name);
   }
-  check(outputs.has("output_ids") && outputs.has("sequence_length"), ErrorCode::kInvalidArgument,
+  check(has_texts || (outputs.has("output_ids") && outputs.has("sequence_length")), ErrorCode::kInvalidArgument,
         "the requested outputs lack output_ids or sequence_length; wanted both");
   return outputs;
 }
@@ -149,26 +155,26 @@ ResponseForm response_form(const RowRequest& row, const OutputSet& requested, co
 }  // namespace
 
 ParsedRequest parse_request(TRITONBACKEND_Request* request, const ModelConfig& config,
-                            const ModelParameters& parameters) {
+                            const ModelParameters& parameters, const RowRequest& defaults) {
   const std::vector<InputTensor> inputs = read_inputs(request);
   ParsedRequest parsed;
   parsed.stop = is_stop_order(inputs);
   if (parsed.stop) return parsed;
   check_request_type(request);
-  const OutputSet requested = requested_outputs(request);
+  const OutputSet requested = requested_outputs(request, config.has_texts());
   const auto timeout = request_timeout(request);
   const int rows = count_rows(inputs, config.max_batch_size > 0);
+  const FieldLookup find = config.has_texts() ? find_text_field : find_field;
   for (int index = 0; index < rows; ++index) {
-    RowRequest row;
-    row.request.output.exclude_input = parameters.exclude_input_in_output;
-    for (const InputTensor& input : inputs) store_field(input, index, rows, row);
+    RowRequest row = defaults;
+    for (const InputTensor& input : inputs) store_field(input, index, rows, row, find);
     complete_row(row, config, parameters, rows);
     row.request.timeout = timeout;
     row.request.output.perf_metrics = true;  // the statistics need its times, asked for or not
     if (requested.has("prefix_ids")) row.request.output.prefix_tokens = kPrefixTokens;
     ResponseForm form = response_form(row, requested, config, index, rows);
     drop_unrequested(requested, row.request.output);
-    parsed.rows.push_back({std::move(row.request), std::move(form)});
+    parsed.rows.push_back({std::move(row.request), std::move(form), std::move(row.texts)});
   }
   return parsed;
 }

@@ -13,6 +13,7 @@ namespace inflight::backend {
 struct ParsedRow {
   Request request;
   ResponseForm form;
+  RowTexts texts;  // of a text model: what input_ids, bad_words, embedding_bias are made of; and its stop words
 };
 
 struct ParsedRequest {
@@ -21,8 +22,8 @@ struct ParsedRequest {
 };
 
 /// Reads and checks all inputs, the requested outputs and the request's parameters. Throws kInvalidArgument and
-/// kUnsupported, with the name of what is wrong, what was found and what was wanted.
+/// kUnsupported, with the name of what is wrong, what was found and what was wanted. `defaults`: what rows start from.
 ParsedRequest parse_request(TRITONBACKEND_Request* request, const ModelConfig& config,
-                            const ModelParameters& parameters);
+                            const ModelParameters& parameters, const RowRequest& defaults = {});
 
 }  // namespace inflight::backend

@@ -10,6 +10,8 @@ namespace inflight::backend {
 namespace {
 
 std::unique_ptr<RequestReleaser> the_releaser;
+std::mutex backends_mutex;
+int backends = 0;
 
 }  // namespace
 
@@ -45,9 +47,15 @@ void RequestReleaser::run() {
   }
 }
 
-void RequestReleaser::start() { the_releaser = std::make_unique<RequestReleaser>(); }
+void RequestReleaser::start() {
+  const std::lock_guard lock(backends_mutex);
+  if (backends++ == 0) the_releaser = std::make_unique<RequestReleaser>();
+}
 
-void RequestReleaser::stop() { the_releaser.reset(); }
+void RequestReleaser::stop() {
+  const std::lock_guard lock(backends_mutex);
+  if (--backends == 0) the_releaser.reset();
+}
 
 RequestReleaser& RequestReleaser::get() { return *the_releaser; }
 

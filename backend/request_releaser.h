@@ -24,7 +24,7 @@ class RequestReleaser {
   /// `factory` may be null.
   void release(TRITONBACKEND_Request* request, TRITONBACKEND_ResponseFactory* factory);
 
-  /// Starts and ends the backend's releaser.
+  /// Starts and ends the releaser. The server takes the library's two names for two backends: the last ends it.
   static void start();
   static void stop();
   static RequestReleaser& get();

@@ -15,6 +15,7 @@ namespace {
 
 /// Which executors are equal.
 struct ExecutorKey {
+  std::string name;
   std::filesystem::path folder;
   std::optional<std::filesystem::file_time_type> written;  // of the plan
   ExecutorConfig config;
@@ -22,9 +23,9 @@ struct ExecutorKey {
   bool operator==(const ExecutorKey&) const = default;
 };
 
-ExecutorKey make_key(const std::string& engine_dir, const ExecutorConfig& config) {
+ExecutorKey make_key(const std::string& name, const std::string& engine_dir, const ExecutorConfig& config) {
   std::error_code failed;  // a folder that cannot be read is the loader's to report
-  ExecutorKey key{std::filesystem::weakly_canonical(engine_dir, failed), std::nullopt, config};
+  ExecutorKey key{name, std::filesystem::weakly_canonical(engine_dir, failed), std::nullopt, config};
   const auto written = std::filesystem::last_write_time(std::filesystem::path(engine_dir) / "plan.json", failed);
   if (!failed) key.written = written;
   return key;
@@ -86,9 +87,10 @@ ExecutorLease::Registry& ExecutorLease::registry() {
   return registry;
 }
 
-ExecutorLease::ExecutorLease(const std::string& holder, const std::string& engine_dir, const ExecutorConfig& config)
+ExecutorLease::ExecutorLease(const std::string& holder, const std::string& name, const std::string& engine_dir,
+                             const ExecutorConfig& config)
     : holder_(holder) {
-  std::tie(entry_, lender_) = registry().join(make_key(engine_dir, config), holder);
+  std::tie(entry_, lender_) = registry().join(make_key(name, engine_dir, config), holder);
   if (!lender_.empty()) return;
   try {
     registry().complete(*entry_, std::make_unique<Executor>(engine_dir, config));

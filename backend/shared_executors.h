@@ -10,11 +10,12 @@ namespace inflight::backend {
 /// A model instance's share of an executor. The last share of an executor ends it.
 class ExecutorLease {
  public:
-  /// An executor of `engine_dir` with this configuration: one that instances of other models hold already, so that the
-  /// weights lie in memory once, else a new one. Instances of one model (`holder`: its name) never share, so a reload
-  /// starts afresh; nor do leases taken before and after the plan was rewritten. Waits while another model loads the
-  /// same executor. Throws what loading throws.
-  ExecutorLease(const std::string& holder, const std::string& engine_dir, const ExecutorConfig& config);
+  /// An executor of `engine_dir` with this configuration: one that instances of other models hold already under the
+  /// same `name`, so that the weights lie in memory once, else a new one. Instances of one model (`holder`) never
+  /// share, so a reload starts afresh; nor do leases taken before and after the plan was rewritten. Waits while another
+  /// model loads the same executor. Throws what loading throws.
+  ExecutorLease(const std::string& holder, const std::string& name, const std::string& engine_dir,
+                const ExecutorConfig& config);
   ~ExecutorLease();
   ExecutorLease(const ExecutorLease&) = delete;
   ExecutorLease& operator=(const ExecutorLease&) = delete;

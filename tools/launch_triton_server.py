@@ -12,7 +12,7 @@ from pathlib import Path
 from inflight.errors import InflightError
 from inflight.serve.backends import assemble, environment
 from inflight.serve.locate import CONTAINER_ROOT, find_backend_library, find_installation
-from inflight.serve.repository import ENGINE_MODEL, with_ranks
+from inflight.serve.repository import ENGINE_MODEL, TEXT_MODEL, with_ranks
 from inflight.serve.server import Ports, server_command
 
 DESCRIPTION = """Starts one tritonserver process on a model repository and returns without waiting for it. There is no
@@ -86,6 +86,7 @@ def main(args: argparse.Namespace) -> subprocess.Popen:
     installation = find_installation(args.tritonserver or (container if container.is_file() else None))
     folder = assemble(installation, find_backend_library(args.backend_library))
     models = args.tensorrt_llm_model_name.split(",")
+    models += [TEXT_MODEL] * (args.model_repo / TEXT_MODEL / "config.pbtxt").is_file()  # it may share their executor
     repository = with_ranks(args.model_repo, models, args.world_size)
     ports = Ports(args.http_port, args.grpc_port, args.metrics_port)
     command = server_command(installation, folder, repository, args.host, ports, extra_arguments(args))

@@ -176,6 +176,11 @@ num_output_tokens INT32 [1]
 finish_reason STRING [1]
 """
 
+# The text model's, beyond the ensemble's.
+TEXT_INPUTS = """
+stop BOOL [1] O
+"""
+
 PYTHON_TENSORS = {
     "preprocessing": (
         """
@@ -312,3 +317,8 @@ tensorrt_llm_draft_model_name
 tensorrt_llm_model_name
 """,
 }
+
+# The engine model's, and the tokenizer's.
+PARAMETERS["inflight_text"] = (
+    PARAMETERS["tensorrt_llm"] + "add_special_tokens\nskip_special_tokens\ntensorrt_llm_model_name\ntokenizer_processes\ntokenizer_python\n"
+)

@@ -17,9 +17,10 @@ from template_contract import (
     ENSEMBLE_OUTPUTS,
     PARAMETERS,
     PYTHON_TENSORS,
+    TEXT_INPUTS,
 )
 
-MODELS = ("ensemble", "preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
+MODELS = ("ensemble", "inflight_text", "preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
 FILLED = {"triton_max_batch_size": "8", "decoupled_mode": "True"}
 
 
@@ -72,7 +73,7 @@ def test_python_model_tensors(configs, model):
     assert rows(configs[model].output) == contract(outputs)
 
 
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+@pytest.mark.parametrize("model", ["ensemble", "inflight_text", "tensorrt_llm_bls"])
 def test_text_model_tensors(configs, model):
     inputs = rows(configs[model].input, flags=True)
     assert inputs.items() >= contract(ENSEMBLE_INPUTS).items()
@@ -84,7 +85,8 @@ def test_text_model_tensors(configs, model):
         "num_draft_tokens",
         "use_draft_logits",
     }
-    assert set(inputs) - set(contract(ENSEMBLE_INPUTS)) == (more if model == "tensorrt_llm_bls" else set())
+    allowed = {"ensemble": set(), "inflight_text": set(contract(TEXT_INPUTS)), "tensorrt_llm_bls": more}
+    assert set(inputs) - set(contract(ENSEMBLE_INPUTS)) == allowed[model]
     assert rows(configs[model].output) == contract(ENSEMBLE_OUTPUTS)
 
 
@@ -108,7 +110,7 @@ def test_batching(configs):
     for model in MODELS:
         assert configs[model].max_batch_size == 8
         assert not configs[model].HasField("dynamic_batching")  # server 2.51 crashes with it under load
-    for model in ("tensorrt_llm", "tensorrt_llm_bls"):
+    for model in ("inflight_text", "tensorrt_llm", "tensorrt_llm_bls"):
         assert configs[model].model_transaction_policy.decoupled
     for model in set(MODELS) - {"ensemble"}:
         group = configs[model].instance_group[0]

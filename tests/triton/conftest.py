@@ -1,4 +1,4 @@
-"""Servers that the tests of this folder share. Each serves python-7m on the CPU, with all five models."""
+"""Servers that the tests of this folder share. Each serves python-7m on the CPU, with all six models."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from inflight.serve.server import TritonServer
 
-TEXT_MODELS = ("ensemble", "tensorrt_llm_bls")
+TEXT_MODELS = ("ensemble", "tensorrt_llm_bls", "inflight_text")
 PROMPT = "def read_file(path):\n    "
 PATIENCE_S = 30.0
 

@@ -24,8 +24,9 @@ class SharedExecutorsTest : public ::testing::Test {
  protected:
   SharedExecutorsTest() { write_engine(folder_.path(), TinyNetwork().plan()); }
 
-  std::unique_ptr<ExecutorLease> lease(const std::string& holder, const ExecutorConfig& with = config()) {
-    return std::make_unique<ExecutorLease>(holder, folder_.path().string(), with);
+  std::unique_ptr<ExecutorLease> lease(const std::string& holder, const ExecutorConfig& with = config(),
+                                       const std::string& name = "engine") {
+    return std::make_unique<ExecutorLease>(holder, name, folder_.path().string(), with);
   }
 
   TemporaryFolder folder_;
@@ -68,6 +69,11 @@ TEST_F(SharedExecutorsTest, OtherParametersMeanAnotherExecutor) {
   other = config();
   other.max_batch_size = 7;
   EXPECT_NE(&**engine, &**lease("text", other));
+}
+
+TEST_F(SharedExecutorsTest, AnotherNameMeansAnotherExecutor) {
+  const auto engine = lease("engine");
+  EXPECT_NE(&**engine, &**lease("second", config(), "second"));
 }
 
 TEST_F(SharedExecutorsTest, InstancesOfOneModelNeverShare) {

@@ -66,8 +66,9 @@ def test_deployment_by_hand(tmp_path, python_7m, greedy_text):
         assert shell.wait(timeout=60) == 0
         wait_until(lambda: answers(f"{url}/health/ready"))
         body = json.dumps({"text_input": "def add(a, b):", "max_tokens": 8}).encode()
-        with urllib.request.urlopen(f"{url}/models/ensemble/generate", body) as answer:
-            assert json.load(answer)["text_output"] == "def add(a, b):" + greedy_text("def add(a, b):")
+        for model in ("ensemble", "inflight_text"):
+            with urllib.request.urlopen(f"{url}/models/{model}/generate", body) as answer:
+                assert json.load(answer)["text_output"] == "def add(a, b):" + greedy_text("def add(a, b):")
     finally:
         os.killpg(shell.pid, signal.SIGTERM)
         wait_until(lambda: not answers(f"{url}/health/live"))

@@ -37,14 +37,15 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, end_id: int | None = None, pad_id: int | None = None):
-        self._backend = backend
+        self.backend = backend
         self.end_id = end_id
         self.pad_id = pad_id if pad_id is not None else end_id
         self.size = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self._added_ids = set(added)
-        self._special_ids = {id_ for id_, token in added.items() if token.special}
-        self._byte_of_id = _byte_tokens(backend)
+        self.known_ids = frozenset(backend.get_vocab(with_added_tokens=True).values())
+        self.special_ids = {id_ for id_, token in added.items() if token.special}
+        self.byte_of_id = _byte_tokens(backend)
         self._is_byte_level = backend.decoder is not None and b"ByteLevel" in backend.decoder.__getstate__()
 
     @classmethod
@@ -58,26 +59,26 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Special tokens that are spelt out in the text become those tokens."""
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_unlocked(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The same for a long text in a thread: other threads run meanwhile."""
-        return self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+        return self.backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
 
     def token_bytes(self, id_: int) -> bytes:
         """What one token stands for, which need not be whole characters; empty outside the vocabulary."""
-        token = self._backend.id_to_token(id_)
+        token = self.backend.id_to_token(id_)
         if token is None or id_ in self._added_ids:
             return (token or "").encode()
-        if id_ in self._byte_of_id:
-            return bytes([self._byte_of_id[id_]])
+        if id_ in self.byte_of_id:
+            return bytes([self.byte_of_id[id_]])
         if self._is_byte_level:
             return bytes(_BYTE_OF_CHARACTER[character] for character in token)
         return token.replace(_META_SPACE, " ").encode()
 
     def longest_token(self) -> int:
         """Characters of the longest entry of the vocabulary."""
-        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+        return max(map(len, self.backend.get_vocab(with_added_tokens=True)))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Ids outside the vocabulary give nothing."""
@@ -87,25 +88,25 @@ class Tokenizer:
         """The text without the trailing part of a character that further tokens may complete: always a prefix of the
         text of `ids` with any tokens behind them."""
         visible = self._visible(ids, skip_special_tokens)
-        if self._byte_of_id:
+        if self.byte_of_id:
             return self._decode(visible[: len(visible) - self._pending_bytes(visible)])
         text = self._decode(visible)
         return text[:-1] if text.endswith(REPLACEMENT) else text
 
     def _visible(self, ids: Sequence[int], skip_special_tokens: bool) -> list[int]:
-        hidden = self._special_ids if skip_special_tokens else ()
-        return [id_ for id_ in ids if id_ >= 0 and id_ not in hidden]
+        hidden = self.special_ids if skip_special_tokens else ()
+        return [id_ for id_ in ids if id_ in self.known_ids and id_ not in hidden]
 
     def _decode(self, ids: list[int]) -> str:
-        if self._byte_of_id and (tokens := self._repaired(ids)) is not None:
-            return self._backend.decoder.decode(tokens)
-        return self._backend.decode(ids, skip_special_tokens=False)
+        if self.byte_of_id and (tokens := self._repaired(ids)) is not None:
+            return self.backend.decoder.decode(tokens)
+        return self.backend.decode(ids, skip_special_tokens=False)
 
     def _trailing_bytes(self, ids: list[int]) -> bytes:
         start = len(ids)
-        while start and ids[start - 1] in self._byte_of_id:
+        while start and ids[start - 1] in self.byte_of_id:
             start -= 1
-        return bytes(self._byte_of_id[id_] for id_ in ids[start:])
+        return bytes(self.byte_of_id[id_] for id_ in ids[start:])
 
     def _pending_bytes(self, ids: list[int]) -> int:
         """How many byte tokens at the end begin a character without ending it."""
@@ -119,15 +120,15 @@ class Tokenizer:
         malformed = False
         run = bytearray()
         for id_ in [*ids, None]:
-            if id_ is not None and id_ in self._byte_of_id:
-                run.append(self._byte_of_id[id_])
+            if id_ is not None and id_ in self.byte_of_id:
+                run.append(self.byte_of_id[id_])
                 continue
             if run:
                 tokens.append(bytes(run).decode("utf-8", "inflight_each_byte"))
                 malformed |= not _is_utf8(bytes(run))
                 run.clear()
-            if id_ is not None and (token := self._backend.id_to_token(id_)) is not None:
-                tokens.append(token)
+            if id_ is not None:
+                tokens.append(self.backend.id_to_token(id_))
         return tokens if malformed else None
 
 

@@ -13,8 +13,8 @@ from inflight.serve.locate import ServerError
 from inflight.serve.server import Ports, TritonServer
 
 USAGE = """\
-[bold]curl -s {url}/v2/models/ensemble/generate -d '{{"text_input": "def add(a, b):", "max_tokens": 32}}'[/]
-[bold]curl -sN {url}/v2/models/ensemble/generate_stream -d \
+[bold]curl -s {url}/v2/models/inflight_text/generate -d '{{"text_input": "def add(a, b):", "max_tokens": 32}}'[/]
+[bold]curl -sN {url}/v2/models/inflight_text/generate_stream -d \
 '{{"text_input": "def add(a, b):", "max_tokens": 32, "stream": true}}'[/]"""
 
 

@@ -1,4 +1,4 @@
-"""A streaming client of the ensemble, over gRPC, that measures what the user sees."""
+"""A streaming client of a text model, over gRPC, that measures what the user sees."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import tritonclient.grpc as grpc
 
 from inflight.serve.locate import ServerError
+from inflight.serve.repository import TEXT_MODEL
 
 _DTYPES = {"BYTES": object, "BOOL": bool, "INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
 _SAMPLING = {
@@ -62,7 +63,7 @@ class Stream:
         url: str,
         prompt: str,
         max_tokens: int,
-        model: str = "ensemble",
+        model: str = TEXT_MODEL,
         timeout_s: float = 120.0,
         **sampling: float | None,
     ):

@@ -14,6 +14,7 @@ from inflight.serve.template import fill
 
 ENGINE_MODEL = "tensorrt_llm"
 DRAFT_MODEL = "tensorrt_llm_draft"
+TEXT_MODEL = "inflight_text"
 PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 RANK_PARAMETERS = ("tensor_parallel_size", "pipeline_parallel_size")
 
@@ -21,7 +22,7 @@ RANK_PARAMETERS = ("tensor_parallel_size", "pipeline_parallel_size")
 def fill_repository(
     folder: Path, engine_dir: Path, tokenizer_dir: Path, draft_engine_dir: Path | None = None, **variables: object
 ) -> Path:
-    """Writes the five models into `folder`, which must not hold them yet; returns it. `draft_engine_dir`: writes
+    """Writes the six models into `folder`, which must not hold them yet; returns it. `draft_engine_dir`: writes
     DRAFT_MODEL too, whose guesses tensorrt_llm_bls lets the engine verify. `variables`: template variables that differ
     from what a plain server wants; unknown ones raise ServerError."""
     values = {

@@ -1,0 +1,103 @@
+#include "backend/text/text_model.h"
+
+#include "backend/text/tokenizer_messages.h"
+#include "backend/text/worker_stream.h"
+#include "backend/triton.h"
+
+namespace inflight::backend {
+
+namespace {
+
+/// The row's texts that become token ids, in the order of the answer: the prompt, bad words, bias words.
+template <typename Visit>
+void for_each_text(const RowTexts& texts, bool add_special_tokens, Visit&& visit) {
+  visit(texts.prompt, add_special_tokens);
+  for (const std::string& word : texts.bad_words) visit(word, false);
+  for (const std::string& word : texts.bias_words) visit(word, false);
+}
+
+void add_bias(const std::vector<TokenId>& word, float weight, int vocabulary, std::vector<float>& bias) {
+  bias.resize(static_cast<size_t>(vocabulary));
+  for (const TokenId id : word) {
+    check(id < vocabulary, ErrorCode::kInvalidArgument, "input embedding_bias_words holds token ", id,
+          ", which is outside the vocabulary of ", vocabulary, " tokens");
+    bias[static_cast<size_t>(id)] += weight;
+  }
+}
+
+void take_row(TokenizerAnswer& answer, ParsedRow& row, int vocabulary) {
+  Request& request = row.request;
+  const RowTexts& texts = row.texts;
+  request.input_ids = answer.ids();
+  check(!request.input_ids.empty(), ErrorCode::kInvalidArgument,
+        "the prompt (text_input) gives 0 tokens; wanted at least 1");
+  for (size_t i = 0; i < texts.bad_words.size(); ++i) {
+    std::vector<TokenId> word = answer.ids();
+    if (!word.empty()) request.bad_words.push_back(std::move(word));
+  }
+  check(texts.bias_words.size() == texts.bias_weights.size(), ErrorCode::kInvalidArgument,
+        "input embedding_bias_words holds ", texts.bias_words.size(), " words, embedding_bias_weights ",
+        texts.bias_weights.size(), " weights; wanted as many of each");
+  for (const float weight : texts.bias_weights) add_bias(answer.ids(), weight, vocabulary, request.embedding_bias);
+}
+
+}  // namespace
+
+TextModel::TextModel(const ModelConfig& config)
+    : parameters_(parse_text_parameters(config)),
+      pool_({parameters_.python, parameters_.tokenizer_dir, package_of_this_library()}, parameters_.processes),
+      table_(parse_token_table(pool_.ask_and_wait(TokenizerRequest('T').take()))),
+      decodes_here_(is_proven(table_)) {
+  if (decodes_here_) {
+    log(LogLevel::kInfo, concat(config.name, ": decoder ", table_.decoder, ", ", table_.tokens.size(), " tokens"));
+  } else {
+    log(LogLevel::kWarn, concat(config.name, ": the tokenizer's decoder (", table_.decoder,
+                                ") is decoded by its own library, in another process: slower"));
+  }
+}
+
+void TextModel::tokenize(const std::vector<ParsedRow>& rows, TokenizerPool::Callback callback) {
+  TokenizerRequest request('E');
+  int32_t count = 0;
+  for (const ParsedRow& row : rows) for_each_text(row.texts, true, [&](const std::string&, bool) { ++count; });
+  request.number(count);
+  for (const ParsedRow& row : rows) {
+    for_each_text(row.texts, parameters_.add_special_tokens,
+                  [&](const std::string& text, bool special) { request.number(special).text(text); });
+  }
+  pool_.ask(request.take(), std::move(callback));
+}
+
+void TextModel::take_tokens(const std::string& answer, std::vector<ParsedRow>& rows, int vocabulary) const {
+  TokenizerAnswer lists(answer);
+  for (size_t index = 0; index < rows.size(); ++index) {
+    try {
+      take_row(lists, rows[index], vocabulary);
+    } catch (const Error& error) {
+      if (rows.size() == 1) throw;
+      throw Error(error.code(), concat("row ", index, ": ", error.what()));
+    }
+  }
+}
+
+TextRow TextModel::open_row(ParsedRow& row) {
+  Request& request = row.request;
+  TextRowForm form{.streaming = row.form.streaming,
+                   .min_tokens = request.sampling.min_tokens,
+                   .stop_words = std::move(row.texts.stop_words)};
+  // Not streaming, the engine would go on to its own end, stop word or not; so it streams to here.
+  if (!form.streaming && !form.stop_words.empty()) {
+    request.output.streaming = true;
+    if (row.form.includes_input) form.prompt = request.input_ids;
+  }
+  std::vector<std::unique_ptr<TokenStream>> streams;
+  for (int i = 0; i < request.sampling.num_return_sequences; ++i) streams.push_back(open_stream());
+  return TextRow(std::move(form), std::move(streams));
+}
+
+std::unique_ptr<TokenStream> TextModel::open_stream() {
+  if (decodes_here_) return std::make_unique<TableStream>(table_, parameters_.skip_special_tokens);
+  return std::make_unique<WorkerStream>(pool_, parameters_.skip_special_tokens);
+}
+
+}  // namespace inflight::backend

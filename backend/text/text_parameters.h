@@ -1,0 +1,32 @@
+#pragma once
+
+#include <string>
+
+#include "backend/model_config.h"
+
+namespace inflight::backend {
+
+/// The parameters of config.pbtxt that only a model with texts has.
+///
+/// | key                     | default      | meaning                                                         |
+/// |-------------------------|--------------|-----------------------------------------------------------------|
+/// | tokenizer_dir           | required     | folder with tokenizer.json, or an engine folder made from one   |
+/// | add_special_tokens      | true         | the prompt gets the tokens that the tokenizer puts around texts |
+/// | skip_special_tokens     | true         | special tokens leave no text in the output                      |
+/// | tokenizer_processes     | 2            | processes that tokenize prompts                                 |
+/// | tokenizer_python        | python3      | their interpreter                                               |
+/// | tensorrt_llm_model_name | tensorrt_llm | the engine model to share the executor and the metrics with     |
+struct TextParameters {
+  std::string engine_name = "tensorrt_llm";
+  std::string tokenizer_dir;
+  bool add_special_tokens = true;
+  bool skip_special_tokens = true;
+  int processes = 2;
+  std::string python = "python3";
+};
+
+/// Throws kInvalidArgument for a value that cannot be read and for a missing tokenizer_dir. Values left as an unfilled
+/// "${...}" or empty keep their default.
+TextParameters parse_text_parameters(const ModelConfig& config);
+
+}  // namespace inflight::backend

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/text/detokenizer.h"
+#include "backend/text/stop_text.h"
+#include "inflight_batcher/api/result.h"
+
+namespace inflight::backend {
+
+/// One sequence of a row: its tokens become text until a stop word, its end id or its limit ends it.
+struct TextSequence {
+  std::unique_ptr<TokenStream> stream;
+  StopText stop;
+  bool ended = false;
+  Result whole;  // not streaming: all so far
+  std::string text;
+};
+
+/// How a row of a request wants its texts.
+struct TextRowForm {
+  bool streaming = false;       // a result for each of the engine's, else one for each sequence
+  int min_tokens = 1;           // stop words count from here on
+  std::vector<TokenId> prompt;  // what the output begins with; not streaming only
+  std::vector<std::string> stop_words;
+};
+
+/// Makes the results of one row of a text request from the engine's, which come token by token.
+class TextRow {
+ public:
+  /// `streams`: one for each sequence of the row.
+  TextRow(TextRowForm form, std::vector<std::unique_ptr<TokenStream>> streams);
+
+  /// Takes an engine result in. True when there is something to send: `result` and the text that goes with it, marked
+  /// as final where a stop word has ended the sequence, or the last sequence of the row.
+  bool take(Result& result, std::string& text);
+
+  /// All sequences have ended; the engine may still be at work on them.
+  bool ended() const { return open_ == 0; }
+
+ private:
+  bool extend(TextSequence& sequence, Result& result, std::string& text) const;
+
+  TextRowForm form_;
+  std::vector<TextSequence> sequences_;
+  size_t open_;
+};
+
+}  // namespace inflight::backend
