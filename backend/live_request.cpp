@@ -36,15 +36,17 @@ void LiveRequest::start() {
     model.texts() == nullptr ? submit(std::move(parsed.rows)) : tokenize(std::move(parsed.rows));
   } catch (...) {
     const std::lock_guard lock(mutex_);
-    finish_with_error(current_exception_as_error());
+    if (!finished_) finish_with_error(current_exception_as_error());
   }
 }
 
 void LiveRequest::obey_stop_order() {
   check(!id_.empty(), ErrorCode::kInvalidArgument, "Trying to stop a request but request ID is not provided");
+  {
+    const std::lock_guard lock(mutex_);
+    finish_empty();  // first: clients take the last answer for that of the stopped request
+  }
   instance_.model().live_requests().stop(id_);
-  const std::lock_guard lock(mutex_);
-  finish_empty();
 }
 
 /// From here on it can be cancelled.
@@ -149,7 +151,7 @@ void LiveRequest::deliver(size_t row, Result&& result) {
   try {
     std::string text;
     if (take(row, result, text)) {
-      if (result.sequence_final) instance_.model().metrics().observe_lengths(result);
+      if (result.sequence_final && !result.failed) instance_.model().metrics().observe_lengths(result);
       send(row, result, text, result.request_final && open_rows_ == 1);
     }
   } catch (...) {
@@ -161,9 +163,14 @@ void LiveRequest::deliver(size_t row, Result&& result) {
   stopped_ && failure_->code() == ErrorCode::kCancelled ? finish_empty() : finish_with_error(*failure_);
 }
 
+/// A stop order leaves a request that does not stream the tokens that it has.
+bool LiveRequest::is_stopped_answer(size_t row, const Result& result) const {
+  return stopped_ && result.error_code == ErrorCode::kCancelled && !forms_[row].streaming;
+}
+
 /// Whether there is something to send. A text model's result becomes what its text makes of it.
 bool LiveRequest::take(size_t row, Result& result, std::string& text) {
-  if (result.failed) record_failure(row, Error(result.error_code, result.error));
+  if (result.failed && !is_stopped_answer(row, result)) record_failure(row, Error(result.error_code, result.error));
   if (failure_) return false;
   if (texts_.empty()) return true;
   const bool engine_goes_on = !result.request_final;

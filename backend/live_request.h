@@ -38,7 +38,8 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   /// Ends all its rows at the next step; a finished request is left alone.
   void cancel();
 
-  /// The same by a stop order: the request then ends with an empty final response, not with an error.
+  /// The same by a stop order: the request then ends with an empty final response, or with the tokens so far where it
+  /// does not stream, not with an error.
   void stop();
 
   /// cancel() if the client has gone or has cancelled.
@@ -52,6 +53,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   void submit(std::vector<ParsedRow> rows);
   void submit_row(size_t row, Request request);
   void deliver(size_t row, Result&& result);
+  bool is_stopped_answer(size_t row, const Result& result) const;
   bool take(size_t row, Result& result, std::string& text);
   bool has_ended(size_t row) const { return !texts_.empty() && texts_[row].ended(); }
   void send(size_t row, const Result& result, const std::string& text, bool is_final);

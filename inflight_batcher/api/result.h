@@ -70,7 +70,8 @@ struct Result {
   PerfMetrics perf;
 
   /// Set when the sequence failed (always with sequence_final). Cancellation is a failure (kCancelled), a time-out is
-  /// not: it ends the sequence with the tokens it has.
+  /// not: it ends the sequence with the tokens it has. A cancelled sequence that does not stream carries its tokens,
+  /// too.
   bool failed = false;
   ErrorCode error_code = ErrorCode::kInternal;
   std::string error;

@@ -178,7 +178,9 @@ void Executor::Impl::end_sequence(const SequencePtr& sequence, FinishReason reas
 }
 
 void Executor::Impl::fail_sequence(const SequencePtr& sequence, ErrorCode code, const std::string& why) {
-  Result& result = emit(sequence);
+  // What a cancelled sequence has goes with it; of a stream the client has it already.
+  const bool keeps_tokens = code == ErrorCode::kCancelled && !sequence->output().streaming;
+  Result& result = keeps_tokens ? emit_new_tokens(sequence, FinishReason::kCancelled) : emit(sequence);
   result.finish_reason = code == ErrorCode::kCancelled ? FinishReason::kCancelled : FinishReason::kNotFinished;
   result.failed = true;
   result.error_code = code;
