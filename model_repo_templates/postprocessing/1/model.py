@@ -44,7 +44,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([output])
 
     def output(self, inputs):
-        """bytes [B, beams]"""
+        """bytes [B * beams]: clients decode element 0, without a batch dimension."""
         tokens = inputs["TOKENS_BATCH"]  # [B, beams, longest]
         lengths = inputs["SEQUENCE_LENGTH"]  # [B, beams]
         prefixes = inputs.get("PREFIX_IDS")  # [B, beams, p]
@@ -54,7 +54,7 @@ class TritonPythonModel:
             chunk = tokens[row, beam, : lengths[row, beam]].tolist()
             prefix = None if prefixes is None else prefixes[row, beam].tolist()
             output[row, beam] = self.text(prefix, chunk, bool(ends[row, 0])).encode()
-        return output
+        return output.reshape(-1)
 
     def text(self, prefix, chunk, end):
         if prefix is None:

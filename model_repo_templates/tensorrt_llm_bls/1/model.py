@@ -137,12 +137,12 @@ class TritonPythonModel:
             kept.pop("num_output_tokens", None)
         if stopped and "finish_reason" in kept:
             kept["finish_reason"] = np.array([[b"stop"]], object)
-        kept["text_output"] = np.array([[text.encode() for text in said]], object)
+        kept["text_output"] = np.array([text.encode() for text in said], object)  # as postprocessing gives it
         return pb_utils.InferenceResponse(tensors(kept))
 
     def texts(self, chunk):
         """The chunk's text, one for each beam."""
-        (beams,) = call("postprocessing", rename(chunk, CHUNK_OUTPUTS), ["OUTPUT"])["OUTPUT"]
+        beams = call("postprocessing", rename(chunk, CHUNK_OUTPUTS), ["OUTPUT"])["OUTPUT"]
         return [text.decode() for text in beams]
 
     def prompt_characters(self, chunk, inputs):
