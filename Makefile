@@ -57,7 +57,8 @@ serve: build ## MODEL=<engine or checkpoint folder> HOST=<address> OPENAI=1 (its
 	@$(BIN)/inflight serve "$(MODEL)" --host $(HOST) $(if $(OPENAI),--openai)
 
 soak: build ## MINUTES=10 STREAMS=200: a server under clients that cancel, leave and err; every answer checked
-	@$(BIN)/inflight soak "$(MODEL)" --streams $(STREAMS) --minutes $(MINUTES) --model $(SOAK_MODEL)
+	@$(BIN)/inflight soak "$(MODEL)" --streams $(STREAMS) --minutes $(MINUTES) --model $(SOAK_MODEL) \
+	  --set kv_cache_cpu_memory_bytes=67108864
 
 fuzz: build $(VENV)/test.stamp ## CASES=100000 SANITIZE=address,undefined: random input for everything that comes from outside
 	@$(BIN)/cmake -S . -B $(BUILD)-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DINFLIGHT_CUDA=OFF \

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)s")
     parser.add_argument("--cases", type=int, default=128, help="different requests (default: %(default)s)")
     parser.add_argument("--longest", type=int, default=200, help="tokens of prompt and answer (default: %(default)s)")
+    parser.add_argument(
+        "--patience", type=float, default=600.0, help="s without a response: lost (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
     parser.add_argument("--max-growth", type=float, default=16.0, help="MiB in the second half (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures as one line")
@@ -44,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
-    settings = Settings(args.model, args.streams, 60 * args.minutes, args.seed)
+    settings = Settings(args.model, args.streams, 60 * args.minutes, args.seed, args.patience)
     cases = _cases(args)
     with ExitStack() as stack:
         addresses, pid = _server(args, console, stack)
