@@ -320,5 +320,6 @@ tensorrt_llm_model_name
 
 # The engine model's, and the tokenizer's.
 PARAMETERS["inflight_text"] = (
-    PARAMETERS["tensorrt_llm"] + "add_special_tokens\nskip_special_tokens\ntensorrt_llm_model_name\ntokenizer_processes\ntokenizer_python\n"
+    PARAMETERS["tensorrt_llm"]
+    + "add_special_tokens\nskip_special_tokens\ntensorrt_llm_model_name\ntokenizer_processes\ntokenizer_python\n"
 )

@@ -1,5 +1,5 @@
-"""The model that tokenizes and detokenizes itself: what the ensemble answers, stop words in the text, ends that reach the
-engine at once, its tokenizer processes, and the executor that it shares."""
+"""The model that tokenizes and detokenizes itself: what the ensemble answers, stop words in the text, ends that reach
+the engine at once, its tokenizer processes, and the executor that it shares."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders
 
-from inflight.executor import Executor, Request
+from inflight.executor import Request
 from served import PROMPT
 
 TEXT = "inflight_text"
@@ -51,6 +51,10 @@ def test_same_answers_as_the_ensemble(served):
     expected = served.generate("ensemble", **fields).json
     assert answer(served, **fields) == (expected["text_output"], expected["finish_reason"])
     assert "".join(streamed(served, **fields)[0]) == expected["text_output"]
+
+
+def test_beam_search_is_refused(served):
+    assert "input beam_width is 2; this model supports 1" in served.refusal(TEXT, beam_width=2)
 
 
 def test_the_prompt_in_the_output(served, greedy_text):
@@ -232,7 +236,9 @@ def test_bytes_that_are_no_text(served):
 
 def test_one_bad_row_is_named(served):
     prompts = column([b"a", b""], object)
-    text = served.refusal(TEXT, text_input=prompts, max_tokens=column([4, 4], np.int32), stream=column([True] * 2, bool))
+    text = served.refusal(
+        TEXT, text_input=prompts, max_tokens=column([4, 4], np.int32), stream=column([True] * 2, bool)
+    )
     assert text == "row 1: the prompt (text_input) gives 0 tokens; wanted at least 1"
 
 
@@ -345,7 +351,10 @@ def test_tokenizers_end_with_a_killed_server(start):
         served.server.process.kill()
         served.server.process.wait()
         end = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}/cmdline").exists() and b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+        while any(
+            Path(f"/proc/{pid}/cmdline").exists() and b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            for pid in pids
+        ):
             assert time.monotonic() < end, pids
             time.sleep(0.02)
 
@@ -365,7 +374,9 @@ def load(managed, model, config=None):
 
 def unload(managed, model):
     assert managed.post(f"/v2/repository/models/{model}/unload", {}).status == 200
-    while any(it["name"] == model and it.get("state") for it in managed.post("/v2/repository/index", {"ready": True}).json):
+    while any(
+        it["name"] == model and it.get("state") for it in managed.post("/v2/repository/index", {"ready": True}).json
+    ):
         time.sleep(0.01)
 
 

@@ -96,7 +96,9 @@ def _separate_texts(tokenizer: Tokenizer) -> dict[str, Any] | None:
     texts = {id_: text[len(alone[anchor]) :].encode() for id_, text in behind.items()}
     texts |= {id_: bytes([byte]) for id_, byte in tokenizer.byte_of_id.items()}
     whole_bytes = {id_ for id_, byte in tokenizer.byte_of_id.items() if byte >= 0x80}
-    first = {id_: text.encode() for id_, text in alone.items() if id_ not in whole_bytes and text.encode() != texts[id_]}
+    first = {
+        id_: text.encode() for id_, text in alone.items() if id_ not in whole_bytes and text.encode() != texts[id_]
+    }
     return {
         "tokens": _hex([texts.get(id_) for id_ in _ids(backend)]),
         "byte_tokens": sorted(tokenizer.byte_of_id),
