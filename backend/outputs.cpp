@@ -27,7 +27,6 @@ class OutputWriter {
       : response_(response), form_(form), output_(output), piece_(piece) {}
 
   const ResponseForm& form() const { return form_; }
-  std::string_view piece() const { return piece_; }
 
   template <typename T>
   void values(std::span<const T> data, std::initializer_list<int64_t> shape) {
@@ -40,12 +39,10 @@ class OutputWriter {
     values(std::span<const T>(&value, 1), {1});
   }
 
-  void text(std::string_view text) {
-    const auto length = static_cast<uint32_t>(text.size());
-    auto* buffer = static_cast<char*>(allocate(sizeof(length) + text.size(), {1}));
-    std::memcpy(buffer, &length, sizeof(length));
-    std::memcpy(buffer + sizeof(length), text.data(), text.size());
-  }
+  void text(std::string_view text) { write_text(text, form_.batched); }
+
+  /// A text model's text: [1] without the batch dimension, as the postprocessing model gives it.
+  void piece() { write_text(piece_, false); }
 
   /// FP32 values in the dtype that the configuration declares.
   void logits(std::span<const float> data, std::initializer_list<int64_t> shape) {
@@ -55,9 +52,18 @@ class OutputWriter {
   }
 
  private:
-  void* allocate(size_t bytes, std::initializer_list<int64_t> shape) {
+  void write_text(std::string_view text, bool batched) {
+    const auto length = static_cast<uint32_t>(text.size());
+    auto* buffer = static_cast<char*>(allocate(sizeof(length) + text.size(), {1}, batched));
+    std::memcpy(buffer, &length, sizeof(length));
+    std::memcpy(buffer + sizeof(length), text.data(), text.size());
+  }
+
+  void* allocate(size_t bytes, std::initializer_list<int64_t> shape) { return allocate(bytes, shape, form_.batched); }
+
+  void* allocate(size_t bytes, std::initializer_list<int64_t> shape, bool batched) {
     std::vector<int64_t> dims(shape);
-    if (form_.batched) dims.insert(dims.begin(), 1);
+    if (batched) dims.insert(dims.begin(), 1);
     TRITONBACKEND_Output* output = nullptr;
     require_ok(TRITONBACKEND_ResponseOutput(response_, &output, output_.field->name.data(), output_.type, dims.data(),
                                             static_cast<uint32_t>(dims.size())));
@@ -167,7 +173,7 @@ float acceptance_rate(const PerfMetrics& perf) {
 }
 
 const OutputField kFields[] = {
-    {"text_output", DataType::kBytes, always, [](Writer w, const Result&) { w.text(w.piece()); }},
+    {"text_output", DataType::kBytes, always, [](Writer w, const Result&) { w.piece(); }},
     {"output_ids", DataType::kInt32, always, write_ids},
     {"sequence_length", DataType::kInt32, always,
      [](Writer w, const Result& r) {

@@ -264,7 +264,7 @@ def ask_for_text(served, model, requests, outputs):
     return found, results
 
 
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "inflight_text"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_text_of_one_prompt(served, greedy_text, model, stream):
     """Every field that the end-to-end client may send, word lists of no words too."""
@@ -294,7 +294,7 @@ def test_text_of_one_prompt(served, greedy_text, model, stream):
     assert results[0].as_numpy("context_logits").ndim == 3
 
 
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "inflight_text"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_text_of_several_prompts_at_once(served, greedy_text, model, stream):
     prompts = [PROMPT, "import os\n", "def add(a, b):"]
@@ -303,14 +303,14 @@ def test_text_of_several_prompts_at_once(served, greedy_text, model, stream):
     assert found == {(row, 0): text for row, text in enumerate(wanted)}
 
 
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "inflight_text"])
 def test_text_of_several_sequences(served, greedy_text, model):
     request = text_request(PROMPT, 8, True, num_return_sequences=number(2))
     found, _ = ask_for_text(served, model, [request], ["sequence_index"])
     assert found == dict.fromkeys([(0, 0), (0, 1)], greedy_text(PROMPT, 8))
 
 
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "inflight_text"])
 @pytest.mark.parametrize(
     "fields",
     [
