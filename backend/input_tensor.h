@@ -39,6 +39,8 @@ class RowValue {
 
   const std::string& name() const { return tensor_->name; }
   DataType type() const { return tensor_->type; }
+  const std::vector<int64_t>& tensor_shape() const { return tensor_->shape; }
+  std::string description() const { return describe(*tensor_); }
   int64_t elements() const { return elements_; }
 
   /// Any element with a bit set; for texts: any that is not empty.

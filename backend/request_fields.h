@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "backend/input_tensor.h"
+#include "backend/prompt_tensors.h"
 #include "backend/retention_tensors.h"
 #include "inflight_batcher/api/request.h"
 
@@ -27,6 +28,7 @@ struct RowRequest {
   std::optional<int> input_length;
   std::optional<int> max_tokens;
   std::optional<uint64_t> seed;
+  PromptTensors prompt;
   RetentionTensors retention;
   RowTexts texts;
   bool ignore_eos = false;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "inflight_batcher/api/prompt_table.h"
 #include "inflight_batcher/api/retention.h"
 
 namespace inflight {
@@ -67,6 +68,7 @@ struct Request {
   std::vector<std::vector<TokenId>> stop_words;  // the matching token sequence is part of the output
   std::vector<std::vector<TokenId>> bad_words;   // token sequences never generated
   std::vector<float> embedding_bias;             // [vocabulary] added to the logits, or empty
+  PromptTuning prompt_tuning;                    // virtual tokens in input_ids
   RetentionConfig retention;                     // of its KV blocks
   float priority = 0.5f;                         // 0..1, higher first; equal: first come, first served
   /// What another model thinks will follow the prompt: verified in the step that computes the prompt's end, as far as

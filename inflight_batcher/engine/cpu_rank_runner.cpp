@@ -33,7 +33,8 @@ CpuRankRunner::CpuRankRunner(const Plan& plan, const RankConfig& config, Communi
       weights_(open_weights(plan, config.random_weights, tensor_group)),
       program_(build_program(plan, cpu::op_table(), *weights_, tensor_group, config.topology, stage_,
                              config.max_num_tokens, config.max_logits_rows)),
-      arena_(std::make_unique<HostMemory>(program_.arena_bytes)) {
+      arena_(std::make_unique<HostMemory>(program_.arena_bytes)),
+      hidden_size_(plan.hidden_size) {
   kv_memory_ = allocate_kv_cache(plan, config_.num_blocks, kv_cache_);
   if (config_.num_host_blocks > 0) host_kv_memory_ = allocate_kv_cache(plan, config_.num_host_blocks, host_kv_cache_);
 }
@@ -65,7 +66,16 @@ BatchView CpuRankRunner::batch_of(Step& step) {
   batch.max_query_length = step.max_query_length;
   batch.max_context_length = step.max_context_length;
   batch.num_generation = step.num_generation;
+  if (stage_ == 0 && !step.virtual_tokens.empty()) add_virtual_rows(step, batch);
   return batch;
+}
+
+void CpuRankRunner::add_virtual_rows(Step& step, BatchView& batch) {
+  virtual_rows_.clear();
+  for (const float* row : step.virtual_rows) virtual_rows_.insert(virtual_rows_.end(), row, row + hidden_size_);
+  batch.virtual_tokens = vector_view(step.virtual_tokens);
+  batch.virtual_rows =
+      TensorView(virtual_rows_.data(), DType::kFloat32, {static_cast<int64_t>(step.virtual_rows.size()), hidden_size_});
 }
 
 void CpuRankRunner::resolve_pending_tokens(const Step& step) {

@@ -31,6 +31,7 @@ class CpuRankRunner final : public RankRunner {
  private:
   std::unique_ptr<HostMemory> allocate_kv_cache(const Plan& plan, int num_blocks, std::vector<KvCacheView>& layers);
   BatchView batch_of(Step& step);
+  void add_virtual_rows(Step& step, BatchView& batch);
   void resolve_pending_tokens(const Step& step);
   int slot_of_row(const Step& step, int64_t row) const;
   std::vector<SamplingRow> resolved_rows(const Step& step, int64_t first, int64_t count);
@@ -55,9 +56,12 @@ class CpuRankRunner final : public RankRunner {
   std::vector<KvCacheView> host_kv_cache_;
   std::unique_ptr<HostMemory> arena_;
 
+  int hidden_size_;
+
   // Of one step.
-  std::vector<int32_t> token_ids_;  // when some were pending
-  std::vector<int32_t> tokens_;     // sampled
+  std::vector<float> virtual_rows_;  // of the virtual tokens, one behind the other
+  std::vector<int32_t> token_ids_;   // when some were pending
+  std::vector<int32_t> tokens_;      // sampled
   std::vector<float> log_probs_;
   std::vector<std::vector<int32_t>> histories_;  // of rows with a pending token
   std::vector<int32_t> last_tokens_;             // by slot

@@ -24,6 +24,7 @@ CudaStepLimits limits_of(const Plan& plan, const RankConfig& config) {
   limits.table_width = (config.max_sequence_length + config.block_size - 1) / config.block_size;
   limits.vocabulary = plan.vocabulary_size;
   limits.candidates_per_beam = config.max_beam_width > 1 ? kMaxCandidates : 0;
+  limits.hidden_size = plan.hidden_size;
   return limits;
 }
 
@@ -136,8 +137,9 @@ void CudaRankRunner::return_captures(Step& step, const BatchView& batch) {
 
 bool CudaRankRunner::can_replay(const Step& step) const {
   const size_t sequences = step.context_lengths.size();
-  if (step.num_generation != static_cast<int>(sequences) || step.token_ids.size() != sequences ||
-      step.sampling.size() != sequences || step.logits_rows.size() != sequences || step.return_captures)
+  if (!step.virtual_tokens.empty() || step.num_generation != static_cast<int>(sequences) ||
+      step.token_ids.size() != sequences || step.sampling.size() != sequences || step.logits_rows.size() != sequences ||
+      step.return_captures)
     return false;
   size_t list_words = 0;
   for (size_t i = 0; i < sequences; ++i) {

@@ -1,6 +1,8 @@
 #include "inflight_batcher/engine/cuda_step_io.h"
 
 #include <algorithm>
+#include <bit>
+#include <iterator>
 
 namespace inflight {
 
@@ -11,6 +13,12 @@ using cuda::check_cuda;
 constexpr size_t kAlignment = 64;  // words
 
 size_t aligned(size_t words) { return (words + kAlignment - 1) / kAlignment * kAlignment; }
+
+/// The bits of the nearest bfloat16 number, ties to even; for finite numbers.
+uint16_t nearest_bfloat16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 TensorView vector(int32_t* data, int64_t count) { return TensorView(data, DType::kInt32, {count}); }
 
@@ -87,6 +95,7 @@ PackedStep CudaStepIo::send(const Step& step, int padded) {
   check_cuda(cudaStreamWaitEvent(context_.stream(), buffer.sent), "the upload of a step");
   fill_histories(step);
   if (packed.long_lists) send_long_lists();
+  if (!step.virtual_tokens.empty()) send_virtual_rows(step);
   cuda::unpack_step(unpacking(packed, buffer.staging.as<int32_t>()), context_);
   next_ ^= 1;
   return packed;
@@ -103,17 +112,28 @@ void CudaStepIo::fill_histories(const Step& step) {
   }
 }
 
+// The host's memory is free again when it returns.
+void CudaStepIo::upload(cuda::DeviceMemory& memory, const void* data, size_t bytes, const char* what) {
+  if (bytes > memory.bytes()) {
+    context_.synchronize();  // a step under way may read the old one
+    memory = cuda::DeviceMemory(2 * bytes);
+  }
+  if (bytes > 0)
+    check_cuda(cudaMemcpyAsync(memory.data(), data, bytes, cudaMemcpyHostToDevice, context_.stream()), what);
+}
+
 void CudaStepIo::send_long_lists() {
-  const auto send = [&](cuda::DeviceMemory& memory, const void* data, size_t bytes) {
-    if (bytes > memory.bytes()) {
-      context_.synchronize();  // a step under way may read the old one
-      memory = cuda::DeviceMemory(2 * bytes);
-    }
-    if (bytes > 0)
-      check_cuda(cudaMemcpyAsync(memory.data(), data, bytes, cudaMemcpyHostToDevice, context_.stream()), "word lists");
-  };
-  send(long_lists_, packer_.lists().data(), packer_.lists().size() * sizeof(int32_t));
-  send(biases_, packer_.biases().data(), packer_.biases().size() * sizeof(float));
+  upload(long_lists_, packer_.lists().data(), packer_.lists().size() * sizeof(int32_t), "word lists");
+  upload(biases_, packer_.biases().data(), packer_.biases().size() * sizeof(float), "biases");
+}
+
+// Only in steps that are no graph's.
+void CudaStepIo::send_virtual_rows(const Step& step) {
+  virtual_bits_.clear();
+  for (const float* row : step.virtual_rows)
+    std::transform(row, row + limits_.hidden_size, std::back_inserter(virtual_bits_), nearest_bfloat16);
+  upload(virtual_tokens_, step.virtual_tokens.data(), step.virtual_tokens.size() * sizeof(int32_t), "virtual tokens");
+  upload(virtual_rows_, virtual_bits_.data(), virtual_bits_.size() * sizeof(uint16_t), "embeddings of virtual tokens");
 }
 
 cuda::StepUnpacking CudaStepIo::unpacking(const PackedStep& packed, const int32_t* staging) const {
@@ -166,6 +186,10 @@ BatchView CudaStepIo::view(const PackedStep& packed, const Step& step) const {
   batch.max_query_length = step.max_query_length;
   batch.max_context_length = step.max_context_length;
   batch.num_generation = step.num_generation;
+  const auto rows = static_cast<int64_t>(step.virtual_tokens.size());
+  if (rows == 0) return batch;
+  batch.virtual_tokens = vector(virtual_tokens_.as<int32_t>(), rows);
+  batch.virtual_rows = TensorView(virtual_rows_.data(), DType::kBfloat16, {rows, limits_.hidden_size});
   return batch;
 }
 

@@ -12,7 +12,8 @@ namespace inflight {
 
 /// The way of steps onto the GPU and of their answers back. Two steps may be under way: each has its own page-locked
 /// buffers, and its upload runs beside the other one's kernels. The arrays that kernels read are fixed, so that
-/// captured graphs can be used again; nothing is allocated while steps run, save for biases and very long word lists.
+/// captured graphs can be used again; nothing is allocated while steps run, save for biases, virtual tokens and very
+/// long word lists.
 class CudaStepIo {
  public:
   CudaStepIo(const CudaStepLimits& limits, cuda::CudaContext& context);
@@ -62,6 +63,8 @@ class CudaStepIo {
   void place_results();
   void fill_histories(const Step& step);
   void send_long_lists();
+  void send_virtual_rows(const Step& step);
+  void upload(cuda::DeviceMemory& memory, const void* data, size_t bytes, const char* what);
   cuda::StepUnpacking unpacking(const PackedStep& packed, const int32_t* staging) const;
 
   CudaStepLimits limits_;
@@ -78,6 +81,8 @@ class CudaStepIo {
           *candidate_tokens_ = nullptr, *candidate_log_probs_ = nullptr;
   int history_stride_ = 0;
   cuda::DeviceMemory long_lists_, biases_;
+  cuda::DeviceMemory virtual_tokens_, virtual_rows_;
+  std::vector<uint16_t> virtual_bits_;  // the rows in bfloat16
   PinnedMemory answers_;
   cuda::ResultBuffers results_, candidates_;
 };

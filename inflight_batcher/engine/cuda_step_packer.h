@@ -16,6 +16,7 @@ struct CudaStepLimits {
   int table_width = 0;      // KV blocks of one sequence
   int sequence_length = 0;  // prompt and generated
   int vocabulary = 0;
+  int hidden_size = 0;
   int candidates_per_beam = 0;  // 0: no beams
 
   int candidates() const { return batch_size * candidates_per_beam; }

@@ -45,7 +45,12 @@ Run bind_embedding(OpBinding& op) {
   const TensorView table = op.weight("table");  // [V, H]
   require(op, ids != GraphInput::kLogitsRows && table.rank == 2, "wanted token_ids or positions and a table of rank 2");
   const int out = op.output("out", Rows::kTokens, table.shape[1]);
-  return [=](const RunContext& run) { kernel({graph_view(run, ids), table, run.view(out)}, *run.device); };
+  if (ids != GraphInput::kTokenIds)
+    return [=](const RunContext& run) { kernel({graph_view(run, ids), table, run.view(out), {}, {}}, *run.device); };
+  return [=](const RunContext& run) {
+    const BatchView& batch = *run.batch;
+    kernel({batch.token_ids, table, run.view(out), batch.virtual_tokens, batch.virtual_rows}, *run.device);
+  };
 }
 
 Run bind_gather_rows(OpBinding& op) {

@@ -6,6 +6,8 @@ void Step::clear() {
   for (auto* numbers : {&token_ids, &positions, &token_sequences, &query_offsets, &context_lengths, &slots,
                         &block_tables, &logits_rows, &tokens, &candidate_tokens})
     numbers->clear();
+  virtual_tokens.clear();
+  virtual_rows.clear();
   copies.clear();
   histories.clear();
   sampling.clear();

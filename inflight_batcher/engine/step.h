@@ -40,6 +40,11 @@ struct Step {
   std::vector<KvBlockCopy> copies;     // run before anything else of the step
   std::vector<HistoryFill> histories;  // of admissions whose sampling reads the history; before the step's tokens
 
+  // Virtual tokens: where they stand in token_ids, ascending, and the embeddings that they stand for ([hidden size],
+  // borrowed until the step has run). Their ids lie beyond the vocabulary.
+  std::vector<int32_t> virtual_tokens;
+  std::vector<const float*> virtual_rows;
+
   // Rows of which logits are computed: first those that sample, then those that are only returned.
   std::vector<int32_t> logits_rows;
   std::vector<SamplingRow> sampling;   // one for each of the leading rows

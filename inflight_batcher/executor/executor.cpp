@@ -89,7 +89,8 @@ RequestId Executor::Impl::submit(Request request, Callback callback) {
   state->sequences_left = state->request.sampling.num_return_sequences;
   if (state->request.timeout.count() > 0) state->deadline = std::chrono::steady_clock::now() + state->request.timeout;
   resolve_words(*state, engine_.plan());
-  state->kv_policy = kv_policy_of(state->request);
+  state->vocabulary_size = model_.vocabulary_size;
+  state->kv_policy = kv_policy_of(state->request, model_.vocabulary_size);
   {
     std::lock_guard lock(mutex_);
     check_queue_space();

@@ -1,6 +1,7 @@
 #include "inflight_batcher/executor/kv_requests.h"
 
 #include "inflight/error.h"
+#include "inflight_batcher/executor/prompt_tuning.h"
 
 namespace inflight {
 
@@ -27,11 +28,14 @@ void check_retention(const RetentionConfig& retention) {
   check_one("retention of generated tokens", retention.decode);
 }
 
-KvCacheManager::PolicyPtr kv_policy_of(const Request& request) {
-  if (request.retention.is_default()) return nullptr;
+KvCacheManager::PolicyPtr kv_policy_of(const Request& request, int vocabulary) {
+  if (request.retention.is_default() && !request.prompt_tuning.table && request.prompt_tuning.extra_ids.empty())
+    return nullptr;
   auto policy = std::make_shared<KvPolicy>();
   policy->retention = request.retention;
   policy->prompt_tokens = static_cast<int>(request.input_ids.size());
+  policy->extra_ids = request.prompt_tuning.extra_ids;
+  policy->shareable_tokens = shareable_tokens_of(request, vocabulary);
   return policy;
 }
 

@@ -8,6 +8,6 @@ namespace inflight {
 void check_retention(const RetentionConfig& retention);
 
 /// What the KV cache gets to know of a request; null where it says nothing.
-KvCacheManager::PolicyPtr kv_policy_of(const Request& request);
+KvCacheManager::PolicyPtr kv_policy_of(const Request& request, int vocabulary);
 
 }  // namespace inflight

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "inflight_batcher/executor/kv_requests.h"
+#include "inflight_batcher/executor/prompt_tuning.h"
 
 namespace inflight {
 
@@ -39,6 +40,17 @@ void check_beams(const SamplingConfig& sampling, int max_beam_width) {
   check_range("length_penalty", sampling.length_penalty, -kMaxExponent, kMaxExponent);
   check_range("early_stopping", sampling.early_stopping, 0, 2);
   check_range("beam_search_diversity_rate", sampling.beam_search_diversity_rate, -1e6, 1e6);
+}
+
+void check_prompt_tokens(const Request& request, int vocabulary) {
+  const int virtual_tokens = virtual_tokens_of(request.prompt_tuning);
+  if (virtual_tokens == 0) {
+    for (TokenId token : request.input_ids) check_token("input token", token, vocabulary);
+    return;
+  }
+  for (TokenId token : request.input_ids)
+    require(token >= 0 && token - vocabulary < virtual_tokens, "input token ", token, " is outside the vocabulary of ",
+            vocabulary, " tokens and the ", virtual_tokens, " rows of prompt_embedding_table behind it");
 }
 
 void check_sampling(const SamplingConfig& sampling) {
@@ -104,7 +116,8 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan, c
           model.max_sequence_length - 1, " (", model.max_sequence_length, " with at least one generated)");
   require(request.max_tokens >= 1, "max_tokens is ", request.max_tokens, ", wanted at least 1");
   request.max_tokens = static_cast<int>(std::min<int64_t>(request.max_tokens, model.max_sequence_length - prompt));
-  for (TokenId token : request.input_ids) check_token("input token", token, model.vocabulary_size);
+  check_prompt_tuning(request.prompt_tuning, request.input_ids.size(), plan.hidden_size);
+  check_prompt_tokens(request, model.vocabulary_size);
   check_words("stop_words", request.stop_words, model.vocabulary_size);
   check_words("bad_words", request.bad_words, model.vocabulary_size);
   require(request.embedding_bias.empty() || static_cast<int>(request.embedding_bias.size()) == model.vocabulary_size,

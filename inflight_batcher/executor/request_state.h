@@ -27,6 +27,7 @@ struct RequestState {
   int sequences_left = 0;
   bool cancelled = false;
 
+  int vocabulary_size = 0;              // ids from here on stand for rows of the prompt table
   KvCacheManager::PolicyPtr kv_policy;  // null: all by default
 
   std::vector<TokenId> end_ids;  // any of them ends a sequence

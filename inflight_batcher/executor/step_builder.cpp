@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "inflight_batcher/executor/prompt_tuning.h"
 #include "inflight_batcher/executor/request_checks.h"
 
 namespace inflight {
@@ -115,7 +116,9 @@ void build_step(StepInFlight& flight, const Scheduler& scheduler, const KvCacheM
   step.query_offsets.push_back(0);
   for (size_t i = 0; i < flight.plan.items.size(); ++i) {
     const Scheduler::Item& item = flight.plan.items[i];
+    const size_t first_row = step.token_ids.size();
     pack_tokens(step, item, scheduler.tokens(item), static_cast<int32_t>(i));
+    add_virtual_tokens(step, *flight.sequences[i], item, first_row);
     add_history(step, item, scheduler.tokens(item), flight.sequences[i]->sampling);
     step.slots.push_back(item.slot);
     step.num_generation += item.count == 1 && !item.is_context;

@@ -62,9 +62,9 @@ void BlockCache::release(int32_t block, bool keep) {
   }
 }
 
-BlockCache::Node BlockCache::publish(Node parent, std::span<const TokenId> tokens, int32_t block) {
-  const Node node = tree_.find(parent, tokens);
-  if (node == PrefixTree::kNone) return insert_node(parent, tokens, block);
+BlockCache::Node BlockCache::publish(Node parent, const BlockKey& key, int32_t block) {
+  const Node node = tree_.find(parent, key);
+  if (node == PrefixTree::kNone) return insert_node(parent, key, block);
   if (blocks_[block].node == node) return node;  // another holder of the same block was first
   if (nodes_[node].cached) leave_cache(node);
   if (is_on_host(node)) {
@@ -81,11 +81,11 @@ BlockCache::Node BlockCache::publish(Node parent, std::span<const TokenId> token
   return node;
 }
 
-BlockCache::Node BlockCache::release_partial(Node parent, std::span<const TokenId> tokens, int32_t block) {
-  const PrefixTree::Match match = tree_.longest_match(parent, tokens);
+BlockCache::Node BlockCache::release_partial(Node parent, const BlockKey& key, int32_t block) {
+  const PrefixTree::Match match = tree_.longest_match(parent, key);
   Node node = match.node;
-  if (match.length < static_cast<int>(tokens.size())) {
-    node = insert_node(parent, tokens, block);
+  if (match.length < static_cast<int>(key.size())) {
+    node = insert_node(parent, key, block);
   } else if (nodes_[node].cached) {
     leave_cache(node);
     nodes_[node].released = ++releases_;
@@ -114,18 +114,18 @@ void BlockCache::unpin(Node node) {
 
 int32_t BlockCache::onboard(Node node) {
   const int32_t block = allocate();
-  copies_.push_back({nodes_[node].host_block, block, static_cast<int>(tree_.tokens(node).size()), KvMemory::kHost,
-                     KvMemory::kDevice});
+  copies_.push_back(
+      {nodes_[node].host_block, block, static_cast<int>(tree_.key(node).size()), KvMemory::kHost, KvMemory::kDevice});
   leave_host(node);
   attach(node, block);
   ++onboarded_;
   return block;
 }
 
-BlockCache::Node BlockCache::insert_node(Node parent, std::span<const TokenId> tokens, int32_t block) {
-  const Node shorter = tree_.find_prefix(parent, tokens);
+BlockCache::Node BlockCache::insert_node(Node parent, const BlockKey& key, int32_t block) {
+  const Node shorter = tree_.find_prefix(parent, key);
   if (shorter != PrefixTree::kNone) forget_cached(shorter);
-  const Node node = tree_.insert(parent, tokens);
+  const Node node = tree_.insert(parent, key);
   nodes_[node] = {};
   attach(node, block);
   return node;
@@ -212,8 +212,8 @@ bool BlockCache::make_host_room(Node node) {
 void BlockCache::offload(Node node) {
   const int32_t host_block = host_free_.back();
   host_free_.pop_back();
-  copies_.push_back({nodes_[node].block, host_block, static_cast<int>(tree_.tokens(node).size()), KvMemory::kDevice,
-                     KvMemory::kHost});
+  copies_.push_back(
+      {nodes_[node].block, host_block, static_cast<int>(tree_.key(node).size()), KvMemory::kDevice, KvMemory::kHost});
   leaves_.remove(node);
   --cached_;
   detach(node);

@@ -71,12 +71,12 @@ class BlockCache {
   /// (a block that others' blocks follow in the tree stays cached in any case).
   void release(int32_t block, bool keep);
 
-  /// A held block turns out to carry the full block `tokens` behind `parent`. Returns its node.
-  Node publish(Node parent, std::span<const TokenId> tokens, int32_t block);
+  /// A held block turns out to carry the full block `key` behind `parent`. Returns its node.
+  Node publish(Node parent, const BlockKey& key, int32_t block);
 
-  /// The holder of a private block whose first tokens are `tokens` (fewer than a block) lets go of it and leaves it
+  /// The holder of a private block whose first tokens are `key` (fewer than a block) lets go of it and leaves it
   /// cached, unless a sibling says as much already. Returns the node that has these tokens.
-  Node release_partial(Node parent, std::span<const TokenId> tokens, int32_t block);
+  Node release_partial(Node parent, const BlockKey& key, int32_t block);
 
   /// From now on the node's content is kept so hard.
   void retain(Node node, const Retention& retention);
@@ -113,7 +113,7 @@ class BlockCache {
   };
 
   bool has_other_copies(int32_t block) const { return blocks_[block].next_copy != block; }
-  Node insert_node(Node parent, std::span<const TokenId> tokens, int32_t block);
+  Node insert_node(Node parent, const BlockKey& key, int32_t block);
   void add_copy(Node node, int32_t block);
   void remove_copy(int32_t block);
   void enter_cache(Node node);

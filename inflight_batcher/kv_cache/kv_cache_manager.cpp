@@ -34,10 +34,10 @@ class KvCacheManager::Impl {
   bool add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
                     Admission* admission, PolicyPtr policy) {
     check(!sequences_.contains(id), ErrorCode::kInternal, "KV cache: sequence ", id, " exists already");
-    if (count_needed_blocks(tokens, capacity_tokens, reuse) > cache_.available()) return false;
+    if (count_needed_blocks(tokens, capacity_tokens, reuse, policy.get()) > cache_.available()) return false;
     Sequence& sequence = insert(id);
     sequence.policy = std::move(policy);
-    const std::span<const TokenId> reusable = reusable_part(tokens, capacity_tokens, reuse);
+    const BlockKey reusable = reusable_part(tokens, capacity_tokens, reuse, sequence.policy.get());
     onboarding_.clear();
     const Node last = match_blocks(reusable, [&](Node node) { take(sequence, node); });
     const int matched = sequence.published + static_cast<int>(onboarding_.size());
@@ -90,6 +90,7 @@ class KvCacheManager::Impl {
           "KV cache: sequence ", id, " computed ", tokens.size(), " tokens, wanted at least ", known, " and at most ",
           sequence.table.size() * block_size);
     if (!config_.enable_reuse) return;
+    if (sequence.policy) tokens = tokens.first(std::min(tokens.size(), size_t(sequence.policy->shareable_tokens)));
     while (known < tokens.size()) {
       const size_t count = std::min(block_size - sequence.tail.size(), tokens.size() - known);
       const auto first = tokens.begin() + known;
@@ -103,7 +104,7 @@ class KvCacheManager::Impl {
     Sequence& sequence = find(id);
     if (keep && config_.enable_partial_reuse && !sequence.tail.empty()) {
       release_behind(sequence, sequence.published + 1, keep);
-      const Node node = cache_.release_partial(sequence.node, sequence.tail, sequence.table.back());
+      const Node node = cache_.release_partial(sequence.node, tail_key(sequence), sequence.table.back());
       retain(sequence, node, sequence.published);
       sequence.table.pop_back();
     }
@@ -121,15 +122,17 @@ class KvCacheManager::Impl {
 
   int blocks_for(int capacity_tokens) const { return (capacity_tokens + config_.block_size - 1) / config_.block_size; }
 
-  int count_reusable_blocks(std::span<const TokenId> tokens) const {
+  int count_reusable_blocks(std::span<const TokenId> tokens, const KvPolicy* policy) const {
     int blocks = 0;
-    match_blocks(reusable_part(tokens, static_cast<int>(tokens.size()), true), [&](Node) { ++blocks; });
+    match_blocks(reusable_part(tokens, static_cast<int>(tokens.size()), true, policy), [&](Node) { ++blocks; });
     return blocks;
   }
 
-  int count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const {
+  int count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
+                          const KvPolicy* policy) const {
     int needed = blocks_for(capacity_tokens);
-    match_blocks(reusable_part(tokens, capacity_tokens, reuse), [&](Node node) { needed -= cache_.is_held(node); });
+    match_blocks(reusable_part(tokens, capacity_tokens, reuse, policy),
+                 [&](Node node) { needed -= cache_.is_held(node); });
     return needed;
   }
 
@@ -197,17 +200,20 @@ class KvCacheManager::Impl {
   }
 
   /// The leading tokens that may come from the cache: not the last one, whose logits are wanted.
-  std::span<const TokenId> reusable_part(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const {
+  BlockKey reusable_part(std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
+                         const KvPolicy* policy) const {
     if (!reuse || !config_.enable_reuse || tokens.empty()) return {};
-    return tokens.first(std::min(tokens.size() - 1, size_t(capacity_tokens)));
+    const size_t count = std::min(tokens.size() - 1, size_t(capacity_tokens));
+    if (!policy) return tokens.first(count);
+    return {tokens.first(std::min(count, size_t(policy->shareable_tokens))), policy->extra_ids};
   }
 
-  /// Visits the nodes of the whole blocks known of `tokens`, in order; returns the last one.
+  /// Visits the nodes of the whole blocks known of `key`, in order; returns the last one.
   template <typename Visit>
-  Node match_blocks(std::span<const TokenId> tokens, Visit visit) const {
+  Node match_blocks(BlockKey key, Visit visit) const {
     Node node = PrefixTree::kRoot;
-    for (size_t size = config_.block_size; tokens.size() >= size; tokens = tokens.subspan(size)) {
-      const Node child = cache_.tree().find(node, tokens.first(size));
+    for (size_t size = config_.block_size; key.size() >= size; key = key.from(size)) {
+      const Node child = cache_.tree().find(node, key.first(size));
       if (child == PrefixTree::kNone || !is_reachable(child)) break;
       visit(child);
       node = child;
@@ -217,11 +223,11 @@ class KvCacheManager::Impl {
 
   bool is_reachable(Node node) const { return config_.onboard_blocks || !cache_.is_on_host(node); }
 
-  PrefixTree::Match match_partial(int matched, Node last, std::span<const TokenId> reusable) const {
+  PrefixTree::Match match_partial(int matched, Node last, const BlockKey& reusable) const {
     const size_t shared = size_t(matched) * config_.block_size;
     if (!config_.enable_partial_reuse || shared == reusable.size()) return {};
     const size_t rest = std::min(reusable.size() - shared, size_t(config_.block_size));
-    const PrefixTree::Match match = cache_.tree().longest_match(last, reusable.subspan(shared, rest));
+    const PrefixTree::Match match = cache_.tree().longest_match(last, reusable.subkey(shared, rest));
     return match.length > 0 && is_reachable(match.node) ? match : PrefixTree::Match();
   }
 
@@ -272,8 +278,14 @@ class KvCacheManager::Impl {
     cache_.release(source, true);
   }
 
+  BlockKey tail_key(const Sequence& sequence) const {
+    return BlockKey(sequence.tail, sequence.policy
+                                       ? sequence.policy->extra_ids_from(sequence.published * config_.block_size)
+                                       : std::span<const uint64_t>());
+  }
+
   void publish_tail(Sequence& sequence) {
-    sequence.node = cache_.publish(sequence.node, sequence.tail, sequence.table[sequence.published]);
+    sequence.node = cache_.publish(sequence.node, tail_key(sequence), sequence.table[sequence.published]);
     ++sequence.published;
     sequence.tail.clear();
   }
@@ -291,7 +303,7 @@ class KvCacheManager::Impl {
   void retain(const Sequence& sequence, Node node, int index) {
     if (!sequence.policy || sequence.policy->retention.is_default()) return;
     const int begin = index * config_.block_size;
-    const int tokens = static_cast<int>(cache_.tree().tokens(node).size());
+    const int tokens = static_cast<int>(cache_.tree().key(node).size());
     cache_.retain(node, sequence.policy->retention_of(begin, begin + tokens));
   }
 
@@ -353,12 +365,13 @@ std::span<const int32_t> KvCacheManager::block_table(SequenceId id) const { retu
 
 int KvCacheManager::blocks_for(int capacity_tokens) const { return impl_->blocks_for(capacity_tokens); }
 
-int KvCacheManager::count_reusable_blocks(std::span<const TokenId> tokens) const {
-  return impl_->count_reusable_blocks(tokens);
+int KvCacheManager::count_reusable_blocks(std::span<const TokenId> tokens, const KvPolicy* policy) const {
+  return impl_->count_reusable_blocks(tokens, policy);
 }
 
-int KvCacheManager::count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const {
-  return impl_->count_needed_blocks(tokens, capacity_tokens, reuse);
+int KvCacheManager::count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
+                                        const KvPolicy* policy) const {
+  return impl_->count_needed_blocks(tokens, capacity_tokens, reuse, policy);
 }
 
 void KvCacheManager::clear_cache() { impl_->clear_cache(); }

@@ -70,7 +70,8 @@ class KvCacheManager {
   /// Whole blocks are shared, after they have been brought back where they are in the host's memory; the leading part
   /// of one more is copied, unless its own source is the last block to be had. Returns false and changes nothing when
   /// the blocks do not suffice. `reuse` false: match nothing (what the sequence computes is still found by others).
-  /// `policy` says how hard its blocks are kept when it lets go of them; null: blocks keep what earlier sequences said.
+  /// `policy` says what tells its tokens from others, and how hard its blocks are kept when it lets go of them; null:
+  /// the tokens alone, and blocks keep what earlier sequences said.
   /// Throws Error(kInternal) when `id` is known already.
   bool add_sequence(SequenceId id, std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
                     Admission* admission, PolicyPtr policy = nullptr);
@@ -102,11 +103,12 @@ class KvCacheManager {
   /// Blocks `capacity_tokens` tokens need, and how many a prompt would find in the tree now (whole blocks, in the
   /// host's memory too; for admission).
   int blocks_for(int capacity_tokens) const;
-  int count_reusable_blocks(std::span<const TokenId> tokens) const;
+  int count_reusable_blocks(std::span<const TokenId> tokens, const KvPolicy* policy = nullptr) const;
 
   /// By how many add_sequence with these arguments would lower Stats::free_blocks now; it succeeds if there are so
   /// many.
-  int count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse) const;
+  int count_needed_blocks(std::span<const TokenId> tokens, int capacity_tokens, bool reuse,
+                          const KvPolicy* policy = nullptr) const;
 
   /// Forgets every cached block (they become free), those in the host's memory too.
   void clear_cache();

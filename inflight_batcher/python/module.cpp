@@ -86,6 +86,14 @@ void bind_retention(nb::module_& m) {
       .def_rw("retention", &RetentionRange::retention);
 }
 
+void set_prompt_table(Request& request, const nb::ndarray<const float, nb::ndim<2>, nb::c_contig>& array) {
+  auto table = std::make_shared<PromptTable>();
+  table->rows = static_cast<int>(array.shape(0));
+  table->width = static_cast<int>(array.shape(1));
+  table->values.assign(array.data(), array.data() + array.size());
+  request.prompt_tuning.table = std::move(table);
+}
+
 void bind_request(nb::module_& m) {
   nb::class_<SamplingConfig>(m, "SamplingConfig")
       .def(nb::init<>())
@@ -127,6 +135,10 @@ void bind_request(nb::module_& m) {
       .def_rw("stop_words", &Request::stop_words)
       .def_rw("bad_words", &Request::bad_words)
       .def_rw("embedding_bias", &Request::embedding_bias)
+      .def("set_prompt_embedding_table", &set_prompt_table, "table"_a)
+      .def_prop_rw(
+          "prompt_table_extra_ids", [](const Request& r) { return r.prompt_tuning.extra_ids; },
+          [](Request& r, std::vector<uint64_t> ids) { r.prompt_tuning.extra_ids = std::move(ids); })
       .def_prop_rw(
           "retention_ranges", [](const Request& r) { return r.retention.ranges; },
           [](Request& r, std::vector<RetentionRange> ranges) { r.retention.ranges = std::move(ranges); })

@@ -204,7 +204,8 @@ int Scheduler::Impl::blocks_wanted(const Sequence& sequence) const {
 
 bool Scheduler::Impl::has_budget(const Sequence& sequence, const Step& step) const {
   if (config_.enable_chunked_context) return true;
-  const int reused_blocks = sequence.reuse_prefix ? kv_cache_.count_reusable_blocks(sequence.tokens) : 0;
+  const int reused_blocks =
+      sequence.reuse_prefix ? kv_cache_.count_reusable_blocks(sequence.tokens, sequence.kv_policy.get()) : 0;
   return sequence.size() - reused_blocks * block_size_ <= config_.max_num_tokens - step.num_tokens;
 }
 
@@ -213,7 +214,8 @@ bool Scheduler::Impl::has_budget(const Sequence& sequence, const Step& step) con
 bool Scheduler::Impl::has_blocks(const Sequence& sequence) {
   const int blocks = headroom();
   if (refused_arrival_ == sequence.arrival && blocks <= refused_blocks_) return false;
-  int needed = kv_cache_.count_needed_blocks(sequence.tokens, capacity_wanted(sequence), sequence.reuse_prefix);
+  int needed = kv_cache_.count_needed_blocks(sequence.tokens, capacity_wanted(sequence), sequence.reuse_prefix,
+                                             sequence.kv_policy.get());
   needed += blocks_wanted(sequence) - kv_cache_.blocks_for(capacity_wanted(sequence));
   if (needed <= blocks) return true;
   refused_arrival_ = sequence.arrival;

@@ -10,6 +10,23 @@
 namespace inflight::cpu {
 namespace {
 
+// Virtual tokens may have any id.
+void check_ids(const EmbeddingArgs& args, int64_t vocabulary) {
+  const int32_t* ids = args.ids.as<int32_t>();
+  const int32_t* skipped = args.virtual_tokens.as<int32_t>();
+  const int32_t* end = skipped + (args.virtual_tokens ? args.virtual_tokens.shape[0] : 0);
+  for (int64_t i = 0; i < args.ids.shape[0]; ++i) {
+    if (skipped != end && *skipped == i) {
+      ++skipped;
+      continue;
+    }
+    check(ids[i] >= 0 && ids[i] < vocabulary, ErrorCode::kInternal, "embedding: id ", ids[i], " at ", i,
+          " is outside [0, ", vocabulary, ")");
+  }
+  check(skipped == end, ErrorCode::kInternal, "embedding: the virtual tokens are not ascending places of ",
+        args.ids.shape[0], " tokens");
+}
+
 void check_indices(const char* what, const TensorView& indices, int64_t limit) {
   const auto* index = indices.as<int32_t>();
   for (int64_t i = 0; i < indices.shape[0]; ++i)
@@ -30,14 +47,23 @@ void embedding(const EmbeddingArgs& args, DeviceContext& context) {
       .view("ids", args.ids, {t}, kInt)
       .view("table", args.table, {v, h}, kReal)
       .view("out", args.out, {t, h}, kFloat);
-  check_indices("embedding: id", args.ids, v);
+  Dim r("R");
+  if (args.virtual_tokens)
+    Signature("embedding")
+        .view("virtual_tokens", args.virtual_tokens, {r}, kInt)
+        .view("virtual_rows", args.virtual_rows, {r, h}, kFloat);
+  check_ids(args, v);
   with_real_type(args.table.dtype, [&]<typename T>(T) {
     const int32_t* ids = args.ids.as<int32_t>();
     const T* table = args.table.as<T>();  // [V, H]
     float* out = args.out.as<float>();    // [T, H]
     parallel_items(context, t, h, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) convert_row(table + ids[i] * h, out + i * h, h);
+      for (int64_t i = begin; i < end; ++i)
+        if (ids[i] >= 0 && ids[i] < v) convert_row(table + ids[i] * h, out + i * h, h);
     });
+    if (!args.virtual_tokens) return;
+    const int32_t* places = args.virtual_tokens.as<int32_t>();
+    for (int64_t i = 0; i < r; ++i) convert_row(args.virtual_rows.as<float>() + i * h, out + places[i] * h, h);
   });
 }
 

@@ -33,6 +33,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// out[places[i]] = in[i], one block a row.
+template <typename Unit>
+__global__ void __launch_bounds__(kThreads)
+    scatter_rows(const Unit* in, const int32_t* places, Unit* out, int64_t units) {
+  wait_and_let_next_start();
+  const Unit* from = in + blockIdx.x * units;
+  Unit* to = out + places[blockIdx.x] * units;
+  for (int64_t i = threadIdx.x; i < units; i += blockDim.x) to[i] = from[i];
+}
+
+// Rare, so units of two bytes will do.
+void place_virtual_rows(const EmbeddingArgs& args, CudaContext& context) {
+  Dim r("R"), h("H", args.out.shape[1]);
+  Signature("embedding")
+      .view("virtual_tokens", args.virtual_tokens, {r}, kInt)
+      .view("virtual_rows", args.virtual_rows, {r, h}, kBf16);
+  launch(scatter_rows<uint16_t>, static_cast<unsigned>(r.value), kThreads, 0, context,
+         args.virtual_rows.as<const uint16_t>(), args.virtual_tokens.as<const int32_t>(), args.out.as<uint16_t>(),
+         h.value);
+}
+
 template <typename Unit>
 void launch_copy(const TensorView& in, const TensorView& rows, const TensorView& out, size_t row_bytes,
                  CudaContext& context) {
@@ -62,6 +83,7 @@ void embedding(const EmbeddingArgs& args, DeviceContext& device) {
       .view("table", args.table, {v, h}, kBf16)
       .view("out", args.out, {t, h}, kBf16);
   copy_by_index("embedding", args.table, args.ids, args.out, cuda_context(device));
+  if (args.virtual_tokens) place_virtual_rows(args, cuda_context(device));
 }
 
 void gather_rows(const GatherRowsArgs& args, DeviceContext& device) {

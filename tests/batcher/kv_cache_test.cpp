@@ -363,7 +363,7 @@ TEST(PrefixTreeTest, LongestMatchAmongManySiblingsIsThatOfALinearSearch) {
     }
     const auto match = tree.longest_match(PrefixTree::kRoot, query);
     ASSERT_EQ(match.length, best);
-    ASSERT_TRUE(std::ranges::equal(tree.tokens(match.node).first(best), std::span(query).first(best)));
+    ASSERT_TRUE(std::ranges::equal(tree.key(match.node).tokens.first(best), std::span(query).first(best)));
   }
 }
 

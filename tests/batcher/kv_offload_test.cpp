@@ -32,7 +32,9 @@ class KvOffloadTest : public testing::Test {
     const auto table = cache_->block_table(id);
     for (size_t i = 0; i < tokens.size(); ++i) {
       TokenId& cell = memory_[{kDevice, table[i / 4], static_cast<int>(i % 4)}];
-      if (static_cast<int>(i) < admission.reused_tokens) EXPECT_EQ(cell, tokens[i]) << "position " << i;
+      if (static_cast<int>(i) < admission.reused_tokens) {
+        EXPECT_EQ(cell, tokens[i]) << "position " << i;
+      }
       cell = tokens[i];
     }
     return admission;

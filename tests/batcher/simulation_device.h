@@ -17,6 +17,7 @@ struct SimulatedStep {
     Scheduler::Item item;
     std::vector<TokenId> tokens;  // those known when it was planned, and the drafts
     std::vector<int32_t> table;
+    KvCacheManager::PolicyPtr policy;
   };
 
   std::vector<KvBlockCopy> copies;
@@ -83,7 +84,7 @@ class SimulatedDevice {
   void check_reads(const Work& work) {
     uint64_t wanted = 0;
     for (int position = 0; position < work.item.first; ++position) {
-      wanted = digest(wanted, work.tokens[position]);
+      wanted = digest(wanted, work.tokens, position, work.item.id, work.policy.get());
       ASSERT_EQ(cell(work, position), wanted)
           << "sequence " << work.item.id << " reads foreign content at " << position;
     }
@@ -97,7 +98,7 @@ class SimulatedDevice {
     uint64_t value = work.item.first > 0 ? cell(work, work.item.first - 1) : 0;
     for (int i = 0; i < work.item.count; ++i) {
       const int position = work.item.first + i;
-      value = digest(value, work.tokens[position]);
+      value = digest(value, work.tokens, position, work.item.id, work.policy.get());
       cell(work, position) = value;
       const bool confirmed = position < known || (sampled.size() == size_t(position - known) + 1 &&
                                                   sampled.back() == work.tokens[position]);

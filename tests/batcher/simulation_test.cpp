@@ -143,8 +143,9 @@ class Simulation {
       if (testing::Test::HasFatalFailure()) return;
       const auto tokens = scheduler_.tokens(item);
       const auto table = kv_cache_.block_table(item.table);
-      SimulatedStep::Work& work = under_way.work.emplace_back(item, std::vector(tokens.begin(), tokens.end()),
-                                                              std::vector(table.begin(), table.end()));
+      SimulatedStep::Work& work =
+          under_way.work.emplace_back(item, std::vector(tokens.begin(), tokens.end()),
+                                      std::vector(table.begin(), table.end()), live_.at(item.id).request->kv_policy);
       work.tokens.insert(work.tokens.end(), item.drafts.begin(), item.drafts.end());
     }
     check_order(step);
@@ -374,7 +375,8 @@ class Simulation {
   /// What the sequence has is what it would have alone.
   void check_tokens(SequenceId id) {
     const std::span<const TokenId> found = scheduler_.tokens(id);
-    const auto wanted = continuation(live_.at(id).request->prompt, found.size(), setup_.vocabulary);
+    const Scheduler::NewSequence& request = *live_.at(id).request;
+    const auto wanted = continuation(request.prompt, found.size(), setup_.vocabulary, id, request.kv_policy.get());
     ASSERT_TRUE(std::ranges::equal(found, wanted)) << "sequence " << id << " has other tokens than alone";
     SimulatedBeams& search = live_.at(id).beams;
     if (!live_.at(id).has_beams()) return;

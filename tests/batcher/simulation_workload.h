@@ -17,11 +17,22 @@ inline uint64_t digest(uint64_t before, TokenId token) {
   return value * 0xBF58476D1CE4E5B9ull ^ value >> 32;
 }
 
+/// The same for a sequence's token, which may be virtual: then the content depends on its table too, and where that
+/// cannot be told from others, on the sequence.
+inline uint64_t digest(uint64_t before, std::span<const TokenId> tokens, int position, SequenceId id,
+                       const KvPolicy* policy) {
+  const auto at = static_cast<size_t>(position);
+  if (policy && at < policy->extra_ids.size()) before += policy->extra_ids[at] * 1000003;
+  if (policy && position == policy->shareable_tokens) before += id * 7919;
+  return digest(before, tokens[at]);
+}
+
 /// The prompt and what follows it, `size` tokens in all.
-inline std::vector<TokenId> continuation(std::vector<TokenId> tokens, size_t size, int vocabulary) {
+inline std::vector<TokenId> continuation(std::vector<TokenId> tokens, size_t size, int vocabulary, SequenceId id,
+                                         const KvPolicy* policy) {
   uint64_t value = 0;
   for (size_t i = 0; tokens.size() < size; ++i) {
-    value = digest(value, tokens[i]);
+    value = digest(value, tokens, static_cast<int>(i), id, policy);
     if (i + 1 == tokens.size()) tokens.push_back(static_cast<TokenId>(value % vocabulary));
   }
   return tokens;
@@ -130,13 +141,15 @@ class WorkloadGenerator {
       policy->retention.ranges.push_back(range);
     }
     if (chance(0.5)) policy->retention.decode = draw_retention();
+    if (chance(0.4)) draw_virtual_tokens(*policy);
     return policy;
   }
 
   /// Right, but for some; as many as may be, and more.
   void draw_drafts(Scheduler::NewSequence& sequence) {
     const size_t count = between(1, 12);
-    sequence.drafts = continuation(sequence.prompt, sequence.prompt.size() + count, workload_.setup.vocabulary);
+    sequence.drafts = continuation(sequence.prompt, sequence.prompt.size() + count, workload_.setup.vocabulary,
+                                   sequence.id, sequence.kv_policy.get());
     sequence.drafts.erase(sequence.drafts.begin(), sequence.drafts.end() - static_cast<std::ptrdiff_t>(count));
     for (TokenId& draft : sequence.drafts)
       if (chance(0.15)) draft = between(0, workload_.setup.vocabulary - 1);
@@ -153,6 +166,23 @@ class WorkloadGenerator {
     sequence.beam_width = chance(0.6) ? between(1, std::max(1, limit)) : 1;
     sequence.plan_ahead = chance(0.8);
     if (sequence.beam_width > 1) sequence.drafts.clear();
+    if (sequence.beam_width > 1 && sequence.kv_policy) sequence.kv_policy = without_virtual_tokens(*sequence.kv_policy);
+  }
+
+  /// Simulated beams know tokens alone.
+  static KvCacheManager::PolicyPtr without_virtual_tokens(KvPolicy policy) {
+    policy.extra_ids.clear();
+    policy.shareable_tokens = KvPolicy().shareable_tokens;
+    return std::make_shared<KvPolicy>(std::move(policy));
+  }
+
+  /// Of few tables, so that some sequences share theirs; some tokens cannot be told apart at all.
+  void draw_virtual_tokens(KvPolicy& policy) {
+    if (chance(0.3)) policy.shareable_tokens = between(0, policy.prompt_tokens - 1);
+    if (chance(0.3)) return;
+    policy.extra_ids.resize(policy.prompt_tokens);
+    const int first = between(0, policy.prompt_tokens - 1), table = between(1, 2);
+    for (int i = first; i < std::min(first + 3, policy.prompt_tokens); ++i) policy.extra_ids[i] = table;
   }
 
   std::mt19937_64 random_;

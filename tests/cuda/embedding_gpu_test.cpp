@@ -26,6 +26,22 @@ TEST_F(EmbeddingGpu, CopiesTheRowsOfTheTable) {
     }
 }
 
+TEST_F(EmbeddingGpu, PutsVirtualRowsInTheirPlaces) {
+  Random random;
+  for (const int size : {7, 768, 4096}) {
+    const Tensor table = Tensor::random(DType::kBfloat16, {50, size}, random);
+    const Tensor rows = Tensor::random(DType::kBfloat16, {2, size}, random);
+    const GpuTensor table_gpu(table), rows_gpu(rows), ids(Tensor::ints({49, 1 << 30, 0, 50})),
+        places(Tensor::ints({1, 3})), out(DType::kBfloat16, {4, size});
+    cuda::embedding({ids, table_gpu, out, places, rows_gpu}, gpu());
+    const Tensor got = out.host();
+    EXPECT_EQ(got.bits(0, 1), table.bits(49, 50));
+    EXPECT_EQ(got.bits(1, 2), rows.bits(0, 1));
+    EXPECT_EQ(got.bits(2, 3), table.bits(0, 1));
+    EXPECT_EQ(got.bits(3, 4), rows.bits(1, 2));
+  }
+}
+
 TEST_F(EmbeddingGpu, TakesTheNearestRowForAnIdOutside) {
   Random random;
   const Tensor table = Tensor::random(DType::kBfloat16, {5, 64}, random);

@@ -16,6 +16,24 @@ TEST(Embedding, ConvertsTheRowsAsked) {
     }
 }
 
+TEST(Embedding, PutsVirtualRowsInTheirPlaces) {
+  Random random;
+  const Tensor table = Tensor::random(DType::kBfloat16, {50, 70}, random);
+  const Tensor rows = Tensor::random(DType::kFloat32, {2, 70}, random);
+  const Tensor ids = Tensor::ints({49, 1 << 30, 0, 50}), places = Tensor::ints({1, 3});
+  Tensor out(DType::kFloat32, {4, 70});
+  ops().embedding({ids, table, out, places, rows}, context());
+  for (int i = 0; i < 70; ++i) {
+    EXPECT_EQ(out[i], table[49 * 70 + i]);
+    EXPECT_EQ(out[70 + i], rows[i]);
+    EXPECT_EQ(out[2 * 70 + i], table[i]);
+    EXPECT_EQ(out[3 * 70 + i], rows[70 + i]);
+  }
+  const Tensor others = Tensor::ints({1, 2});
+  EXPECT_EQ(error_of(ErrorCode::kInternal, [&] { ops().embedding({ids, table, out, others, rows}, context()); }),
+            "embedding: id 50 at 3 is outside [0, 50)");
+}
+
 // Every number of each 16-bit format, as a table of one column, in a whole vector's path and in a tail's.
 TEST(Embedding, DecodesEveryNumber) {
   for (const DType dtype : {DType::kFloat16, DType::kBfloat16})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from inflight.serve.request_tensors import embedding_bias, padded, word_lists
+from inflight.serve.request_tensors import embedding_bias, extra_ids, padded, word_lists
 from inflight.tokenizer import Tokenizer
 from triton_models import DEMO_MODEL, int32, python_models, strings
 
@@ -38,6 +38,22 @@ def test_nothing_given_means_zero_size(infer):
     shapes = {name: out[name].shape for name in ("STOP_WORDS_IDS", "BAD_WORDS_IDS", "EMBEDDING_BIAS")}
     assert shapes == {"STOP_WORDS_IDS": (2, 2, 0), "BAD_WORDS_IDS": (2, 2, 0), "EMBEDDING_BIAS": (2, 0)}
     assert out["OUT_PROMPT_TABLE_EXTRA_IDS"].shape == (2, 0)
+
+
+def test_extra_ids_stand_at_the_tokens_beyond_the_vocabulary():
+    ids = np.array([[7], [2**63]], np.uint64)
+    found = extra_ids([[5, 100, 101], [99]], ids, vocabulary_size=100)
+    assert found.tolist() == [[0, 7, 7], [0, 0, 0]]
+    assert found.dtype == np.uint64
+    assert extra_ids([[100]], ids[1:], vocabulary_size=100).tolist() == [[2**63]]
+    assert extra_ids([[5], [6]], None, vocabulary_size=100).shape == (2, 0)
+
+
+def test_extra_id_of_a_prompt_without_virtual_tokens(infer, tokenizer):
+    out = infer(
+        QUERY=strings([["def add"]]), REQUEST_OUTPUT_LEN=int32([[1]]), PROMPT_TABLE_EXTRA_ID=np.ones((1, 1), np.uint64)
+    )
+    assert out["OUT_PROMPT_TABLE_EXTRA_IDS"].tolist() == [[0] * len(tokenizer.encode("def add"))]
 
 
 def test_batch_is_padded_on_the_right(infer, tokenizer):
@@ -85,7 +101,6 @@ def test_embedding_bias(infer, tokenizer):
         ({"DECODER_QUERY": strings([["x"]])}, "DECODER_QUERY is for encoder-decoder networks"),
         ({"IMAGE_URL": strings([["file"]])}, "IMAGE_URL is for multimodal networks"),
         ({"IMAGE_BYTES": np.zeros((1, 1, 1, 1, 1), np.uint8)}, "IMAGE_BYTES is for multimodal networks"),
-        ({"PROMPT_TABLE_EXTRA_ID": np.ones((1, 1), np.uint64)}, "PROMPT_TABLE_EXTRA_ID is for prompt embedding tables"),
         ({"EMBEDDING_BIAS_WORDS": strings([["x"]])}, "holds 1 words, EMBEDDING_BIAS_WEIGHTS 0 weights"),
     ],
 )

@@ -118,8 +118,6 @@ TEST(RequestFields, UnknownInput) {
 
 TEST(RequestFields, FeaturesToCome) {
   const std::string text = " needs a feature that this version does not support; leave it out";
-  expect_error(ErrorCode::kUnsupported, "input prompt_vocab_size" + text, [] { stored_int("prompt_vocab_size", 3); });
-  stored_int("prompt_vocab_size", 0);
   stored("guided_decoding_guide", DataType::kBytes, {1, 1}, serialized({""}));
   expect_error(ErrorCode::kUnsupported, "input guided_decoding_guide" + text,
                [] { stored("guided_decoding_guide", DataType::kBytes, {1, 1}, serialized({"{}"})); });

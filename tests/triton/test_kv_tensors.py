@@ -1,8 +1,12 @@
 """The tensors and parameters of the KV cache on a server: what is kept, moved out, keyed and masked."""
 
+import json
+
+import numpy as np
 import pytest
 
-from served import Served
+from inflight.executor import Executor, Request
+from served import TEXT_MODELS, Served
 
 BLOCK = 16
 
@@ -12,6 +16,10 @@ def small(start):
     """A pool of twelve blocks."""
     with start(kv_cache_block_size=BLOCK, max_tokens_in_paged_kv_cache=12 * BLOCK) as served:
         yield served
+
+
+def hidden_size(checkpoint) -> int:
+    return json.loads((checkpoint / "config.json").read_text())["hidden_size"]
 
 
 def reused_blocks(served: Served, prompt: list[int], **inputs) -> int:
@@ -45,3 +53,33 @@ def test_blocks_come_back_from_the_hosts_memory(start, heldout_ids):
         served.wait_until_idle()
         assert served.sample('="max"', "kv_cache_block") == 12
         assert served.sample('memory_type="cpu"') > 16e6
+
+
+def test_virtual_tokens(small, python_7m, heldout_ids):
+    prompt = [4096, *heldout_ids[100:140], 4098]
+    table = np.random.default_rng(2).normal(size=(3, hidden_size(python_7m))).astype(np.float16)
+    with Executor(python_7m) as executor:
+        expected = executor.generate(Request(prompt, max_tokens=8, prompt_embedding_table=table))
+    extra_ids = [5, *[0] * 40, 5]
+    tensors = {"prompt_embedding_table": table[None], "prompt_vocab_size": 3, "prompt_table_extra_ids": extra_ids}
+    assert small.ask_tokens(prompt, 8, **tensors)[0].tokens[-8:] == expected
+    assert reused_blocks(small, prompt, **tensors) == 3
+    assert "input token 4098 is outside" in small.refusal(
+        "tensorrt_llm",
+        input_ids=prompt,
+        input_lengths=len(prompt),
+        request_output_len=2,
+        **{**tensors, "prompt_vocab_size": 2},
+    )
+
+
+@pytest.mark.parametrize("model", TEXT_MODELS)
+def test_text_models_carry_the_table(shared_server, python_7m, model):
+    """No word of the tokenizer is virtual here, so the table changes nothing but must arrive whole."""
+    table = np.zeros((1, 2, hidden_size(python_7m)), np.float16)
+    extra = {"prompt_vocab_size": 2, "prompt_table_extra_id": np.array([[9]], np.uint64)}
+    with shared_server.stream(model, stream=False, prompt_embedding_table=table, **extra) as stream:
+        texts = [response.text for response in stream]
+    assert "".join(texts) == shared_server.text(model)
+    text = shared_server.refusal(model, prompt_embedding_table=table[..., 1:], **extra)
+    assert "wanted the network's hidden size" in text

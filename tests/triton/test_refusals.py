@@ -57,6 +57,18 @@ BAD_VALUES = {
         {"bad_words_list": np.array([[[1, 2], [9, -1]]], np.int32)},
         "wanted at most the number of tokens, 2",
     ),
+    "prompt table's width": (
+        {"prompt_embedding_table": np.ones((1, 2, 4), np.float16)},
+        "prompt_embedding_table has rows of 4 values, wanted the network's hidden size",
+    ),
+    "prompt vocabulary": (
+        {"prompt_vocab_size": 3},
+        "input prompt_vocab_size is 3; wanted at most the 0 rows of prompt_embedding_table",
+    ),
+    "extra ids": (
+        {"prompt_table_extra_ids": [1, 1]},
+        "input prompt_table_extra_ids has 2 values; wanted as many as the prompt has tokens, 3",
+    ),
     "retention without ends": (
         {"retention_token_range_starts": [0]},
         "inputs retention_token_range_starts, _ends, _priorities and _durations_ms have 1, 0, 0 and 0 values; wanted",
@@ -87,8 +99,6 @@ LATER = {
     "lora_task_id": 0,
     "lora_config": np.ones((1, 2, 3), np.int32),
     "lora_weights": np.ones((1, 2, 4), np.float16),
-    "prompt_embedding_table": np.ones((1, 2, 4), np.float16),
-    "prompt_vocab_size": 3,
     "prompt_ignore_length": 1,
     "guided_decoding_guide_type": "json",
     "guided_decoding_guide": "{}",

@@ -81,6 +81,8 @@ class Request:
     length_penalty: float = 0.0
     early_stopping: int = 1
     beam_search_diversity_rate: float = 0.0
+    prompt_embedding_table: np.ndarray | None = None  # [n, hidden size]: ids from the vocabulary's size on
+    prompt_table_extra_ids: list[int] = dataclasses.field(default_factory=list)
     retention_ranges: list[RetentionRange] = dataclasses.field(default_factory=list)
     retention_decode: Retention = dataclasses.field(default_factory=Retention)
     priority: float = 0.5
@@ -99,12 +101,24 @@ def _native_request(request: Request) -> _executor.Request:
         if field.name == "timeout_seconds":
             native.timeout = datetime.timedelta(seconds=value)
             continue
+        if field.name == "prompt_embedding_table":
+            _set_prompt_table(native, value)
+            continue
         target = next(part for part in (native, native.sampling, native.output) if hasattr(part, field.name))
         try:
             setattr(target, field.name, value)
         except TypeError:
             raise ExecutorError("invalid_argument", f"{field.name} is {value!r}, of the wrong type") from None
     return native
+
+
+def _set_prompt_table(native: _executor.Request, table: np.ndarray | None) -> None:
+    if table is None:
+        return
+    array = np.ascontiguousarray(table, np.float32)
+    if array.ndim != 2:
+        raise ExecutorError("invalid_argument", f"prompt_embedding_table has shape {array.shape}, wanted [n, hidden]")
+    native.set_prompt_embedding_table(array)
 
 
 @dataclasses.dataclass

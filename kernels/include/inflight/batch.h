@@ -18,6 +18,8 @@ struct BatchView {
   TensorView context_lengths;  // [S] int32: tokens of the sequence in the KV cache once this step's are written
   TensorView block_tables;     // [S, B] int32: KV block that holds tokens [i * block_size, (i + 1) * block_size)
   TensorView logits_rows;      // [L] int32: packed token indices
+  TensorView virtual_tokens;   // [R] int32: packed indices of tokens whose embedding is not the table's, or absent
+  TensorView virtual_rows;     // [R, hidden size]: their embeddings, of the activations' dtype
   int max_query_length = 0;    // most new tokens of one sequence
   int max_context_length = 0;
   int num_generation =

@@ -8,7 +8,7 @@ try:
 
     from inflight.errors import InflightError
     from inflight.serve.model_support import RequestError, flag_parameter, required_parameter, text_parameter, texts
-    from inflight.serve.request_tensors import embedding_bias, padded, word_lists
+    from inflight.serve.request_tensors import embedding_bias, extra_ids, padded, word_lists
     from inflight.tokenizer import Tokenizer, vocabulary_size
 except ImportError as error:
     raise ImportError(
@@ -25,7 +25,6 @@ UNSUPPORTED = {
     "IMAGES": "multimodal networks",
     "VIDEO_BYTES": "multimodal networks",
     "DECODER_QUERY": "encoder-decoder networks",
-    "PROMPT_TABLE_EXTRA_ID": "prompt embedding tables",
 }
 
 
@@ -72,7 +71,7 @@ class TritonPythonModel:
             "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"],
             "OUT_END_ID": ends,
             "OUT_PAD_ID": pads,
-            "OUT_PROMPT_TABLE_EXTRA_IDS": np.zeros((len(rows), 0), np.uint64),
+            "OUT_PROMPT_TABLE_EXTRA_IDS": extra_ids(rows, inputs.get("PROMPT_TABLE_EXTRA_ID"), self.vocabulary_size),
         }
 
     def prompts(self, query):

@@ -15,6 +15,17 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
     return tensor
 
 
+def extra_ids(rows: Sequence[Sequence[int]], ids: np.ndarray | None, vocabulary_size: int) -> np.ndarray:
+    """uint64 [B, longest]: each row's id of `ids` [B, 1] at its tokens beyond the vocabulary (rows of a prompt
+    embedding table), 0 at the others and as padding; [B, 0] without ids."""
+    if ids is None:
+        return np.zeros((len(rows), 0), np.uint64)
+    tensor = np.zeros((len(rows), max(map(len, rows), default=0)), np.uint64)
+    for row, tokens, id_ in zip(tensor, rows, ids.flat, strict=True):
+        row[: len(tokens)] = np.where(np.asarray(tokens) >= vocabulary_size, id_, np.uint64(0))
+    return tensor
+
+
 def word_lists(rows: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
     """int32 [B, 2, longest]: token ids of all words end to end, padded with 0; under them the cumulative end offsets,
     padded with -1. Words without tokens are left out; [B, 2, 0] when none is left."""
