@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <limits>
+#include <sstream>
 #include <vector>
 
 #include "backend/parameter_value.h"
@@ -52,6 +53,15 @@ void store_decoding_mode(const ParameterValue& value, ModelParameters&) {
         "', which this version does not support; wanted top_k, top_p, top_k_top_p or beam_search");
   check(is_in(kNow), ErrorCode::kInvalidArgument, "parameter decoding_mode is '", value.text(),
         "'; wanted top_k, top_p, top_k_top_p or beam_search");
+}
+
+void store_attention_windows(const ParameterValue& value, ModelParameters& parameters) {
+  std::stringstream list(value.text());
+  for (std::string one; std::getline(list, one, ',');) {
+    const size_t first = one.find_first_not_of(' '), last = one.find_last_not_of(' ');
+    const std::string trimmed = first == std::string::npos ? "" : one.substr(first, last - first + 1);
+    parameters.executor.kv_cache.attention_windows.push_back(ParameterValue(value.key(), trimmed).small_integer(1));
+  }
 }
 
 void refuse_old_worker_path(const ParameterValue&, ModelParameters&) {
@@ -106,6 +116,9 @@ const ParameterRow kRows[] = {
      }},
     {"kv_cache_onboard_blocks",
      [](const ParameterValue& v, ModelParameters& p) { p.executor.kv_cache.onboard_blocks = v.boolean(); }},
+    {"max_attention_window_size", store_attention_windows},
+    {"sink_token_length",
+     [](const ParameterValue& v, ModelParameters& p) { p.executor.kv_cache.sink_tokens = v.small_integer(0); }},
     {"plan_ahead", [](const ParameterValue& v, ModelParameters& p) { p.executor.plan_ahead = v.boolean(); }},
     {"batch_invariant", [](const ParameterValue& v, ModelParameters& p) { p.executor.batch_invariant = v.boolean(); }},
     {"random_weights", [](const ParameterValue& v, ModelParameters& p) { p.executor.random_weights = v.boolean(); }},
@@ -115,8 +128,6 @@ const ParameterRow kRows[] = {
 const LaterRow kLaterRows[] = {
     {"encoder_model_path", {}},
     {"cross_kv_cache_fraction", {}},
-    {"max_attention_window_size", {}},
-    {"sink_token_length", {"0"}},
     {"lora_prefetch_dir", {}},
     {"lookahead_window_size", {}},
     {"lookahead_ngram_size", {}},

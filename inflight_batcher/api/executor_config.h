@@ -19,9 +19,11 @@ struct KvCacheConfig {
   int64_t cpu_memory_bytes = 1LL << 30;  // CPU engine: the memory that the fraction is taken of
   std::optional<int> block_size;         // tokens, a power of two; absent: 64 on a GPU, 32 on the CPU
   bool enable_block_reuse = true;
-  bool enable_partial_reuse = true;  // also reuse the leading part of a block, by copying it
-  int64_t host_memory_bytes = 0;     // of all ranks: where blocks move that would be evicted (on a GPU page-locked)
-  bool onboard_blocks = true;        // and come back from when a prompt wants them; false: they are not found
+  bool enable_partial_reuse = true;    // also reuse the leading part of a block, by copying it
+  int64_t host_memory_bytes = 0;       // of all ranks: where blocks move that would be evicted (on a GPU page-locked)
+  std::vector<int> attention_windows;  // cycled over the layers: a token sees at most so many last ones; empty: all
+  int sink_tokens = 0;                 // first tokens of a sequence that a window never hides
+  bool onboard_blocks = true;          // and come back from when a prompt wants them; false: they are not found
 
   bool operator==(const KvCacheConfig&) const = default;
 };

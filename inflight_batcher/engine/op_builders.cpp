@@ -231,6 +231,8 @@ Run bind_attention(OpBinding& op) {
   args.window = op.integer("window");
   require(op, args.window == op.kv_description().window,
           concat("window is ", args.window, ", kv_cache has ", op.kv_description().window));
+  args.window = op.kv_description().window_in_force;
+  args.sinks = op.kv_description().sinks;
   args.soft_cap = static_cast<float>(op.number("soft_cap"));
   args.alibi_slopes = op.constant("alibi_slopes", heads.query * op.tp_rank(), heads.query);
   const int out = op.output("out", Rows::kTokens, heads.query * heads.head_size);

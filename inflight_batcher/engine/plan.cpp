@@ -145,7 +145,7 @@ Plan read_plan(const std::filesystem::path& directory) {
     for (const auto& [name, item] : document.at("weights").items()) plan.weights[name] = read_weight(item);
     read_blocks(document.at("blocks"), plan);
     for (const json& layer : document.at("kv_cache"))
-      plan.kv_layers.push_back({layer.at("kv_heads"), layer.at("head_size"), layer.at("window")});
+      plan.kv_layers.push_back({layer.at("kv_heads"), layer.at("head_size"), layer.at("window"), layer.at("window")});
     for (const json& output : document.at("outputs"))
       plan.outputs.push_back({output.at("name"), output.at("tensor"), output.at("block")});
     check_consistency(plan);

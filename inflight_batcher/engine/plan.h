@@ -50,7 +50,9 @@ struct PlanWeight {
 struct PlanKvLayer {
   int num_kv_heads = 0;
   int head_size = 0;
-  int window = 0;
+  int window = 0;           // as the plan says; 0: none
+  int window_in_force = 0;  // what the configuration makes of it (limit_attention)
+  int sinks = 0;            // first tokens that the window never hides
 };
 
 /// A tensor that the executor can return for debugging; in the layers block, one per repetition.

@@ -41,7 +41,9 @@ void bind_config(nb::module_& m) {
       .def_rw("enable_block_reuse", &KvCacheConfig::enable_block_reuse)
       .def_rw("enable_partial_reuse", &KvCacheConfig::enable_partial_reuse)
       .def_rw("host_memory_bytes", &KvCacheConfig::host_memory_bytes)
-      .def_rw("onboard_blocks", &KvCacheConfig::onboard_blocks);
+      .def_rw("onboard_blocks", &KvCacheConfig::onboard_blocks)
+      .def_rw("attention_windows", &KvCacheConfig::attention_windows)
+      .def_rw("sink_tokens", &KvCacheConfig::sink_tokens);
   nb::class_<ExecutorConfig>(m, "ExecutorConfig")
       .def(nb::init<>())
       .def_rw("device", &ExecutorConfig::device)

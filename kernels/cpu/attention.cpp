@@ -4,6 +4,7 @@
 // its bits depend on neither the other queries of the task nor the block size.
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "kernels/cpu/ops.h"
@@ -26,8 +27,9 @@ struct Tile {
 struct Row {
   const float* query;  // [D]
   float* out;          // [D]
-  float* scores;       // of keys from the task's first; softmax weights later
+  float* scores;       // of keys from the task's first; later weights, from the row's own first
   int64_t begin, end;  // visible key positions
+  int64_t sinks;       // and [0, sinks), before begin
   float slope;
   float inverse_sum;
 };
@@ -97,10 +99,14 @@ INFLIGHT_INLINE Vec lane_indices() {
   return out;
 }
 
-// Scales, caps and biases the row's scores and turns them into exp(score - max), leaving 1 / sum in the row.
-void softmax(const AttentionArgs& args, Row& row, int64_t first_key) {
-  float* scores = row.scores + (row.begin - first_key);
-  const int64_t count = row.end - row.begin;
+// Scales, caps and biases the row's scores, `begin` columns from its first key's window on, and turns them into
+// exp(score - max), leaving 1 / sum in the row. The sinks' scores, which stand in front, move up to the window's.
+void softmax(const AttentionArgs& args, Row& row, int64_t begin) {
+  float* scores = row.scores + begin - row.sinks;
+  if (row.sinks > 0) std::memmove(scores, row.scores, row.sinks * sizeof(float));
+  row.scores = scores;
+  const auto hidden = static_cast<float>(row.begin - row.sinks);
+  const int64_t count = row.sinks + row.end - row.begin;
   const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
   std::fill(scores + count, scores + padded, 0.0f);
   Vec highest = broadcast(-std::numeric_limits<float>::infinity());
@@ -109,7 +115,10 @@ void softmax(const AttentionArgs& args, Row& row, int64_t first_key) {
     if (args.soft_cap > 0) score = args.soft_cap * tanh(score / args.soft_cap);
     // Key position minus query position; the query is the last visible key.
     const Vec distance = lane_indices() + static_cast<float>(i - (count - 1));
-    if (row.slope != 0) score = multiply_add(broadcast(row.slope), distance, score);
+    if (row.slope != 0) {
+      const Vec behind_sinks = lane_indices() + static_cast<float>(i - row.sinks);
+      score = multiply_add(broadcast(row.slope), behind_sinks < 0.0f ? distance - hidden : distance, score);
+    }
     score = distance > 0.0f ? broadcast(-std::numeric_limits<float>::infinity()) : score;
     store(scores + i, score);
     highest = max(highest, score);
@@ -179,10 +188,11 @@ void fill_rows(const Call& call, const Tile& tile, int64_t kv_head, std::vector<
   for (int64_t t = tile.first; t < tile.first + tile.count; ++t) {
     const int64_t end = call.batch.positions.as<int32_t>()[t] + 1;
     const int64_t begin = args.window > 0 ? std::max<int64_t>(0, end - args.window) : 0;
+    const int64_t sinks = std::min<int64_t>(args.sinks, begin);
     for (int64_t h = kv_head * call.group(); h < (kv_head + 1) * call.group(); ++h) {
       const int64_t at = (t * call.heads + h) * call.d;
       const float slope = args.alibi_slopes ? args.alibi_slopes.as<float>()[h] : 0.0f;
-      rows.push_back({args.q.as<float>() + at, args.out.as<float>() + at, nullptr, begin, end, slope, 0.0f});
+      rows.push_back({args.q.as<float>() + at, args.out.as<float>() + at, nullptr, begin, end, sinks, slope, 0.0f});
     }
   }
 }
@@ -194,24 +204,37 @@ void attend(const Call& call, const Tile& tile, int64_t kv_head, Workspace& work
   const int32_t* table = call.batch.block_tables.as<int32_t>() + tile.sequence * table_size;
   fill_rows(call, tile, kv_head, work.rows);
   const int64_t begin = work.rows.front().begin, end = work.rows.back().end;
-  const int64_t stride = end - begin + kLanes;  // softmax() pads a row to whole vectors
+  // Columns of the scores: keys [0, sinks), then [begin, end). Later rows may have sinks among the latter: then nothing
+  // lies between. So a row's sinks are the first columns in any case.
+  const int64_t sinks = work.rows.front().sinks;
+  const int64_t stride = sinks + end - begin + kLanes;  // softmax() pads a row to whole vectors
   if (work.scores.size() < work.rows.size() * stride) work.scores.resize(work.rows.size() * stride);
   for (size_t r = 0; r < work.rows.size(); ++r) work.rows[r].scores = work.scores.data() + r * stride;
 
   const PagedHead<const C> keys{cache, cache.keys.as<const C>(), table, table_size, kv_head};
+  for_each_run(keys, 0, sinks, [&](const C* run, const C* next, int64_t position, int64_t count) {
+    score_run(work.rows, run, next, call.d, position, count);
+  });
   for_each_run(keys, begin, end, [&](const C* run, const C* next, int64_t position, int64_t count) {
-    score_run(work.rows, run, next, call.d, position - begin, count);
+    score_run(work.rows, run, next, call.d, sinks + position - begin, count);
   });
   for (Row& row : work.rows) {
-    softmax(call.args, row, begin);
+    softmax(call.args, row, sinks + row.begin - begin);
     std::fill(row.out, row.out + call.d, 0.0f);
   }
   const PagedHead<const C> values{cache, cache.values.as<const C>(), table, table_size, kv_head};
+  for_each_run(values, 0, work.rows.back().sinks, [&](const C* run, const C*, int64_t position, int64_t count) {
+    for (const Row& row : work.rows) {
+      const int64_t seen = std::min(position + count, row.sinks) - position;
+      if (seen > 0) add_values<C>(row.out, row.scores + position, run, nullptr, call.d, seen);
+    }
+  });
   for_each_run(values, begin, end, [&](const C* run, const C* next, int64_t position, int64_t count) {
     for (const Row& row : work.rows) {
       const int64_t from = std::max(position, row.begin), to = std::min(position + count, row.end);
       if (from >= to) continue;
-      add_values(row.out, row.scores + (from - begin), run + (from - position) * call.d, next, call.d, to - from);
+      add_values(row.out, row.scores + row.sinks + (from - row.begin), run + (from - position) * call.d, next, call.d,
+                 to - from);
       next = nullptr;
     }
   });

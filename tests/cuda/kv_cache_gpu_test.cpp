@@ -11,6 +11,7 @@ namespace {
 
 using testing::Answer;
 using testing::ask;
+using testing::expect_error;
 using testing::GpuNetwork;
 
 constexpr int kBlock = 64;
@@ -107,6 +108,14 @@ TEST_F(KvCacheGpuTest, VirtualTokensGiveTheCpuEnginesLogits) {
     size += std::pow(static_cast<double>(expected[i]), 2);
   }
   EXPECT_LT(std::sqrt(difference / size), 2e-2);
+}
+
+TEST_F(KvCacheGpuTest, SinksAreRefusedWithAWindow) {
+  ExecutorConfig config = this->config("cuda");
+  config.kv_cache.sink_tokens = 4;
+  executor(config);
+  config.kv_cache.attention_windows = {64};
+  expect_error(ErrorCode::kUnsupported, {"sink_tokens", "is 4", "CPU engine only"}, [&] { executor(config); });
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ struct Case {
   bool alibi = false;
   DType cache = DType::kFloat32;
   float score_scale = 1;
+  int sinks = 0;
 };
 
 // Keys, values and queries of whole sequences: [length, heads, D] each.
@@ -36,7 +37,10 @@ Values reference(const Case& c, const Sequence& s, int position, int head) {
   const int d = c.head_size, kv_head = head / (c.heads / c.kv_heads);
   const int first = c.window ? std::max(0, position - c.window + 1) : 0;
   Values weights, out(d);
-  for (int j = first; j <= position; ++j) {
+  std::vector<int> seen;
+  for (int j = 0; j <= position; ++j)
+    if (j >= first || j < c.sinks) seen.push_back(j);
+  for (const int j : seen) {
     double score = 0;
     for (int i = 0; i < d; ++i)
       score += s.queries[(position * c.heads + head) * d + i] * s.keys[(j * c.kv_heads + kv_head) * d + i];
@@ -48,8 +52,8 @@ Values reference(const Case& c, const Sequence& s, int position, int head) {
   const double top = *std::max_element(weights.begin(), weights.end());
   double sum = 0;
   for (double& weight : weights) sum += weight = std::exp(weight - top);
-  for (int j = first; j <= position; ++j)
-    for (int i = 0; i < d; ++i) out[i] += weights[j - first] / sum * s.values[(j * c.kv_heads + kv_head) * d + i];
+  for (size_t k = 0; k < seen.size(); ++k)
+    for (int i = 0; i < d; ++i) out[i] += weights[k] / sum * s.values[(seen[k] * c.kv_heads + kv_head) * d + i];
   return out;
 }
 
@@ -74,7 +78,7 @@ Tensor run(const Case& c, const std::vector<Sequence>& sequences, const std::vec
     std::memcpy(q.view().as<float>() + t * width,
                 sequences[batch.sequence(t)].queries.view().as<float>() + batch.position(t) * width, width * 4);
   const Tensor table = slopes(c);
-  AttentionArgs args{q, batch.cache(), {}, scale_of(c), c.window, c.soft_cap, out};
+  AttentionArgs args{q, batch.cache(), {}, scale_of(c), c.window, c.soft_cap, out, c.sinks};
   if (c.alibi) args.alibi_slopes = table;
   ops().attention(args, batch.view(), context(threads));
   EXPECT_TRUE(out.guard_intact());
@@ -102,10 +106,17 @@ TEST(Attention, MatchesReference) {
     for (const int group : {1, 2, 4, 7}) check_case({2 * group, 2, head_size}, random);
 }
 
+Case sinks(Case c, int count) {
+  c.sinks = count;
+  return c;
+}
+
 TEST(Attention, VariantsMatchReference) {
   Random random;
   for (const Case& c :
        {Case{4, 2, 64, 16, 1}, Case{4, 2, 64, 16, 8}, Case{4, 2, 64, 8, 50}, Case{4, 2, 64, 64, 1000},
+        sinks({4, 2, 64, 16, 1}, 1), sinks({4, 2, 64, 16, 8}, 4), sinks({4, 2, 40, 8, 20}, 17),
+        sinks({4, 4, 64, 16, 9}, 60), sinks({4, 2, 64, 16, 30}, 200), sinks({6, 2, 40, 32, 20, 3.0f, true}, 5),
         Case{4, 2, 64, 16, 0, 5.0f}, Case{4, 2, 64, 16, 0, 0, true}, Case{6, 2, 40, 32, 20, 3.0f, true}})
     check_case(c, random);
 }
@@ -133,7 +144,13 @@ TEST(Attention, LargeScoresDoNotOverflow) {
 // Each token's bits: alone or in a chunk of any size, with other sequences, other blocks, block sizes and threads.
 TEST(Attention, TokensDoNotDependOnTheChunking) {
   Random random;
-  const Case cases[] = {{4, 2, 64}, {7, 1, 40}, {3, 3, 80}, {4, 2, 64, 16, 21}, {4, 2, 64, 16, 0, 4.0f, true}};
+  const Case cases[] = {{4, 2, 64},
+                        {7, 1, 40},
+                        {3, 3, 80},
+                        {4, 2, 64, 16, 21},
+                        {4, 2, 64, 16, 0, 4.0f, true},
+                        sinks({4, 2, 64, 16, 11}, 5),
+                        sinks({2, 2, 40, 16, 9, 4.0f, true}, 30)};
   for (Case c : cases) {
     const int length = 75;
     std::vector<Sequence> sequences;

@@ -82,9 +82,24 @@ TEST(ModelParameters, NeutralValuesOfFeaturesToCome) {
   parsed({{"gpu_weights_percent", "1.0"}, {"speculative_decoding_fast_logits", "False"}, {"num_nodes", "1"}});
 }
 
+TEST(ModelParameters, KvCache) {
+  const KvCacheConfig found = parsed({{"kv_cache_host_memory_bytes", "1073741824"},
+                                      {"kv_cache_onboard_blocks", "false"},
+                                      {"max_attention_window_size", "64, 4096,128"},
+                                      {"sink_token_length", "4"}})
+                                  .executor.kv_cache;
+  EXPECT_EQ(found.host_memory_bytes, int64_t{1} << 30);
+  EXPECT_FALSE(found.onboard_blocks);
+  EXPECT_EQ(found.attention_windows, (std::vector<int>{64, 4096, 128}));
+  EXPECT_EQ(found.sink_tokens, 4);
+  for (const char* windows : {"0", "64,,128", "64,x", "-1"})
+    expect_error(ErrorCode::kInvalidArgument, "parameter max_attention_window_size is '",
+                 [&] { parsed({{"max_attention_window_size", windows}}); });
+}
+
 TEST(ModelParameters, FeaturesToCome) {
-  for (const char* key : {"encoder_model_path", "lora_prefetch_dir", "medusa_choices", "guided_decoding_backend",
-                          "participant_ids", "sink_token_length"}) {
+  for (const char* key :
+       {"encoder_model_path", "lora_prefetch_dir", "medusa_choices", "guided_decoding_backend", "participant_ids"}) {
     expect_error(ErrorCode::kUnsupported, std::string("parameter ") + key + " is '4', which needs a feature",
                  [&] { parsed({{key, "4"}}); });
   }

@@ -83,3 +83,14 @@ def test_text_models_carry_the_table(shared_server, python_7m, model):
     assert "".join(texts) == shared_server.text(model)
     text = shared_server.refusal(model, prompt_embedding_table=table[..., 1:], **extra)
     assert "wanted the network's hidden size" in text
+
+
+def test_windows_and_sinks(start, python_7m, heldout_ids):
+    prompt = heldout_ids[2000:2120]
+    settings = {"kv_cache_attention_windows": [16, 64], "kv_cache_sink_tokens": 4}
+    with Executor(python_7m, **settings) as executor:
+        expected = executor.generate(Request(prompt, max_tokens=16))
+    with Executor(python_7m) as executor:
+        assert executor.generate(Request(prompt, max_tokens=16)) != expected
+    with start(max_attention_window_size="16,64", sink_token_length=4) as served:
+        assert served.ask_tokens(prompt, 16)[0].tokens == expected

@@ -30,6 +30,7 @@ struct AttentionArgs {
   int window = 0;         // > 0: a query at p sees keys in (p - window, p]
   float soft_cap = 0.0f;  // > 0: scores become cap · tanh(score / cap) before masking
   TensorView out;         // [T, Hq · D]
+  int sinks = 0;          // with a window: keys [0, sinks) are visible from everywhere (Xiao et al. 2023)
 };
 
 /// Where a KV block lies: in the cache that attention reads, or in the host's memory beside it.
