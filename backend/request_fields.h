@@ -19,6 +19,7 @@ struct RowTexts {
   std::vector<std::string> stop_words;
   std::vector<std::string> bias_words;
   std::vector<float> bias_weights;
+  uint64_t prompt_table_extra_id = 0;  // of the prompt's virtual tokens, wherever they are
 };
 
 /// One row of a request's batch: what the executor gets, and what only the backend needs.

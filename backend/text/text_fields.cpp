@@ -39,7 +39,8 @@ const RequestField kTextFields[] = {
     {"embedding_bias_weights", DataType::kFp32, Use::kStore,
      [](Value v, Row r) { r.texts.bias_weights = v.values<float>(); }},
     {"decoder_text_input", DataType::kBytes, Use::kLaterIfNonzero},
-    {"prompt_table_extra_id", DataType::kUint64, Use::kLaterIfNonzero},
+    {"prompt_table_extra_id", DataType::kUint64, Use::kStore,
+     [](Value v, Row r) { r.texts.prompt_table_extra_id = v.scalar<uint64_t>(); }},
 };
 
 /// The ensemble's names of tensors that the engine model calls otherwise.
@@ -55,8 +56,9 @@ constexpr std::pair<std::string_view, std::string_view> kEngineNames[] = {
 };
 
 /// What the backend makes of the texts itself.
-constexpr std::string_view kHidden[] = {"input_ids",      "input_lengths",  "request_output_len", "stop_words_list",
-                                        "bad_words_list", "embedding_bias", "streaming"};
+constexpr std::string_view kHidden[] = {"input_ids",       "input_lengths",         "request_output_len",
+                                        "stop_words_list", "bad_words_list",        "embedding_bias",
+                                        "streaming",       "prompt_table_extra_ids"};
 
 }  // namespace
 

@@ -1,5 +1,7 @@
 #include "backend/text/text_model.h"
 
+#include <algorithm>
+
 #include "backend/text/tokenizer_messages.h"
 #include "backend/text/worker_stream.h"
 #include "backend/triton.h"
@@ -25,12 +27,22 @@ void add_bias(const std::vector<TokenId>& word, float weight, int vocabulary, st
   }
 }
 
+/// The id at each virtual token, 0 at the others.
+std::vector<uint64_t> extra_ids(const std::vector<TokenId>& tokens, uint64_t id, int vocabulary) {
+  std::vector<uint64_t> ids(tokens.size());
+  std::transform(tokens.begin(), tokens.end(), ids.begin(),
+                 [&](TokenId token) { return token >= vocabulary ? id : 0; });
+  return ids;
+}
+
 void take_row(TokenizerAnswer& answer, ParsedRow& row, int vocabulary) {
   Request& request = row.request;
   const RowTexts& texts = row.texts;
   request.input_ids = answer.ids();
   check(!request.input_ids.empty(), ErrorCode::kInvalidArgument,
         "the prompt (text_input) gives 0 tokens; wanted at least 1");
+  if (texts.prompt_table_extra_id != 0)
+    request.prompt_tuning.extra_ids = extra_ids(request.input_ids, texts.prompt_table_extra_id, vocabulary);
   for (size_t i = 0; i < texts.bad_words.size(); ++i) {
     std::vector<TokenId> word = answer.ids();
     if (!word.empty()) request.bad_words.push_back(std::move(word));

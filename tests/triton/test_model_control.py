@@ -71,7 +71,10 @@ REFUSED = {
     "number": ({"max_num_tokens": "many"}, "parameter max_num_tokens is 'many'; wanted a number from 1 to"),
     "range": ({"kv_cache_free_gpu_mem_fraction": "1.5"}, "is '1.5'; wanted a number from 0 to 1"),
     "flag": ({"enable_kv_cache_reuse": "maybe"}, "parameter enable_kv_cache_reuse is 'maybe'; wanted true or false"),
-    "decoding mode": ({"decoding_mode": "best"}, "parameter decoding_mode is 'best'; wanted top_k, top_p, top_k_top_p or"),
+    "decoding mode": (
+        {"decoding_mode": "best"},
+        "parameter decoding_mode is 'best'; wanted top_k, top_p, top_k_top_p or",
+    ),
     "beams": ({"max_beam_width": "999"}, "max_beam_width is 999, wanted 1 to 128"),
     "speculation": ({"decoding_mode": "eagle"}, "parameter decoding_mode is 'eagle', which this version does not"),
     "device": ({"device": "abacus"}, "abacus"),
