@@ -39,6 +39,7 @@ class TokenizerPoolTest : public ::testing::Test {
  protected:
   TokenizerPoolTest() {
     std::filesystem::create_directory(folder_.path() / "inflight");
+    testing::write_file(folder_.path() / "inflight/__init__.py", "");  // or a real one on PYTHONPATH would win
     testing::write_file(folder_.path() / "inflight/tokenizer_worker.py", kWorker);
   }
 
