@@ -51,6 +51,16 @@ def served(shared_server: Served, greedy_text: Callable) -> Iterator[Served]:
     shared_server.require_healthy(greedy_text(PROMPT))
 
 
+@pytest.fixture
+def steps_stay_few(served: Served) -> Iterator[None]:
+    """For tests of requests for 900 tokens that end before: the engine must not compute on."""
+    served.settle()
+    before = served.sample("iteration_counter")
+    yield
+    served.settle()
+    assert served.sample("iteration_counter") - before < 600
+
+
 @pytest.fixture(scope="session")
 def shared_single_server(start) -> Iterator[Served]:
     with start(decoupled_mode=False, stats_check_period_ms=20) as served:

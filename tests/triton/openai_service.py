@@ -87,3 +87,15 @@ def running(grpc_url: str, log: Path, *arguments: object) -> Iterator[Service]:
         yield service
     finally:
         service.stop()
+
+
+def by_choice(chunks):
+    """index -> (text, finish reason), of completion chunks."""
+    texts, reasons = {}, {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + choice.text
+            if choice.finish_reason:
+                assert choice.index not in reasons
+                reasons[choice.index] = choice.finish_reason
+    return {index: (text, reasons[index]) for index, text in texts.items()}

@@ -8,7 +8,7 @@ import queue
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -191,12 +191,36 @@ class Served:
         assert len(found) == 1, f"{wanted}: {found}"
         return float(*found.values())
 
+    def wait_until_active(self, count: int = 1) -> None:
+        """Returns when the engine model shows at least `count` requests that run or wait."""
+        becomes(True, lambda: self.sample('="active"') >= count)
+
+    def cancelled_requests(self, model: str = "tensorrt_llm") -> int:
+        (statistics,) = self.get(f"/v2/models/{model}/stats").json["model_stats"]
+        return sum(it["cancel"]["count"] for it in statistics["response_stats"].values())
+
     def wait_until_idle(self, model: str = "tensorrt_llm", patience_s: float = 10.0) -> None:
         """Returns when the engine model has no request and holds no KV blocks for one."""
         end = time.monotonic() + patience_s
         while any(busy := [self.sample(f'="{it}"', model=model) for it in ("active", "used")]):
             assert time.monotonic() < end, f"active requests and used KV blocks after {patience_s} s: {busy}"
             time.sleep(0.01)
+
+    def settle(self, model: str = "tensorrt_llm", patience_s: float = 10.0) -> None:
+        """Returns when the model is idle and what it did before is shown: the server gets samples a period after the
+        step, so they must have stood still for many periods."""
+        self.wait_until_idle(model, patience_s)
+        end = time.monotonic() + patience_s
+        shown, since = self.metrics(), time.monotonic()
+        while time.monotonic() - since < 0.3:
+            assert time.monotonic() < end, f"the samples still change after {patience_s} s"
+            time.sleep(0.02)
+            if (now := self.metrics()) != shown:
+                shown, since = now, time.monotonic()
+
+    def shows(self, expected: float, *words: str, model: str = "tensorrt_llm") -> None:
+        """Asserts that the sample of these words (see `sample`) becomes `expected`."""
+        becomes(expected, lambda: self.sample(*words, model=model))
 
     def require_healthy(self, expected_text: str) -> None:
         """Alive, ready, idle, and still answers PROMPT as before."""
@@ -240,6 +264,14 @@ class Served:
                 return HttpAnswer(answer.status, answer.read())
         except urllib.error.HTTPError as error:
             return HttpAnswer(error.code, error.read())
+
+
+def becomes(expected: object, probe: Callable[[], object], patience_s: float = 10.0) -> None:
+    """Asserts that the probe comes to give `expected`: for what is true a moment after an answer."""
+    end = time.monotonic() + patience_s
+    while (found := probe()) != expected:
+        assert time.monotonic() < end, f"{found} after {patience_s} s, wanted {expected}"
+        time.sleep(0.01)
 
 
 def tensor(name: str, value: object) -> grpc.InferInput:

@@ -1,7 +1,6 @@
 """The scripted chain: stop words in the text, accumulated text, many streams, cancellation, refusals."""
 
 import queue
-import time
 
 import numpy as np
 import pytest
@@ -45,7 +44,7 @@ def test_stop_word_over_several_chunks(served, text, word):
     assert "".join(response.text for response in found) == text[:47]
     assert sum(len(response.text) > 0 for response in found[-len(word) :]) > 1, "the word came in one chunk"
     assert [response.outputs["finish_reason"].item() for response in found] == [b""] * (len(found) - 1) + [b"stop"]
-    served.wait_until_idle()
+    served.settle()
     assert served.sample("iteration_counter") - before < LONG / 2, "the engine went on"
 
 
@@ -115,10 +114,9 @@ def test_single_response_model_serves_several_at_once(single, text):
 def test_cancelled_answer_that_is_not_streamed(served):
     before = served.sample("iteration_counter")
     with served.stream(BLS, max_tokens=900, stream=False, ignore_eos=True) as stream:
-        while not served.sample('="active"'):
-            time.sleep(0.005)
+        served.wait_until_active()
         stream.cancel()
-        served.wait_until_idle()
+        served.settle()
     assert served.sample("iteration_counter") - before < 600
 
 
@@ -127,10 +125,9 @@ def test_cancelled_answer_of_a_single_response_model(single):
         before = single.sample("iteration_counter")
         inputs = [tensor("text_input", PROMPT), tensor("max_tokens", 900), tensor("ignore_eos", True)]
         pending = client.async_infer(BLS, inputs, callback=lambda result, error: None)
-        while not single.sample('="active"'):
-            time.sleep(0.005)
+        single.wait_until_active()
         pending.cancel()
-        single.wait_until_idle()
+        single.settle()
     assert single.sample("iteration_counter") - before < 600
 
 

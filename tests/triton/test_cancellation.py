@@ -2,48 +2,30 @@
 
 import json
 import socket
-import time
 
 import numpy as np
-import pytest
 
-from served import PROMPT
+from served import PROMPT, becomes
 
-MANY = 900  # tokens; takes seconds, so that an end within WELL_BEFORE steps is no natural one
-WELL_BEFORE = 600
-
-
-@pytest.fixture
-def steps_stay_few(served):
-    """The engine must not compute on after the test's request has ended."""
-    before = served.sample("iteration_counter")
-    yield
-    served.wait_until_idle()
-    assert served.sample("iteration_counter") - before < WELL_BEFORE
-
-
-def cancelled_requests(served):
-    (statistics,) = served.get("/v2/models/tensorrt_llm/stats").json["model_stats"]
-    return sum(it["cancel"]["count"] for it in statistics["response_stats"].values())
+MANY = 900  # tokens; takes seconds (see steps_stay_few)
 
 
 def test_cancelled_stream_of_tokens(served, prompts, steps_stay_few):
-    before = cancelled_requests(served)
+    before = served.cancelled_requests()
     with served.stream_tokens(prompts[0], MANY, streaming=True) as stream:
         assert [stream.next().error for _ in range(3)] == [None] * 3
         stream.cancel()
         served.wait_until_idle()
-    assert cancelled_requests(served) == before + 1
+    becomes(before + 1, served.cancelled_requests)
 
 
 def test_cancelled_answer_without_streaming(served, prompts, steps_stay_few):
-    before = cancelled_requests(served)
+    before = served.cancelled_requests()
     with served.stream_tokens(prompts[0], MANY) as stream:
-        while not served.sample('="active"'):
-            time.sleep(0.005)
+        served.wait_until_active()
         stream.cancel()
         served.wait_until_idle()
-    assert cancelled_requests(served) == before + 1
+    becomes(before + 1, served.cancelled_requests)
 
 
 def test_cancelled_stream_of_scripted_text(served, steps_stay_few):

@@ -28,9 +28,10 @@ def test_drafts_change_no_answer(served, greedy, prompts, streaming):
 
 def test_drafts_save_steps(served, greedy, prompts):
     tokens = greedy(prompts[0], 20)
+    served.settle()
     before = served.sample("iteration_counter")
     assert answered(served, prompts[0], draft_input_ids=tokens) == (tokens, 19, 19)
-    served.wait_until_idle()
+    served.settle()
     assert served.sample("iteration_counter") - before <= 2
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import grpc
@@ -42,9 +41,7 @@ def test_clients_that_never_read_a_grpc_stream(served, greedy):
     with grpc.insecure_channel(served.server.grpc_url, SMALL_WINDOW) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         calls = [stub.ModelStreamInfer(iter([endless_request(served)])) for _ in range(READERS)]
-        end = time.monotonic() + PATIENCE_S
-        while not served.sample('"active"'):
-            assert time.monotonic() < end
+        served.wait_until_active(READERS)
         (response,) = served.ask_tokens([5, 6, 7], 20)
         assert response.tokens == expected[:20]
         served.wait_until_idle(patience_s=3 * PATIENCE_S)

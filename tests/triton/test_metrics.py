@@ -53,11 +53,10 @@ def test_idle_values_are_integers(served):
 def test_gauges_move_with_a_request(served, prompts):
     with served.stream_tokens(prompts[0][:20], 900, streaming=True) as stream:
         stream.next()
-        time.sleep(0.1)
+        served.shows(1, '"generation_requests"')
         assert served.sample('"active"') == 1
         assert served.sample('"used"') > 0
         assert served.sample('"max"', "kv_cache") == served.sample('"used"') + served.sample('"free"')
-        assert served.sample('"generation_requests"') == 1
         stream.cancel()
     served.wait_until_idle()
     timestamp_us = served.sample('"timestamp"')
@@ -65,12 +64,10 @@ def test_gauges_move_with_a_request(served, prompts):
 
 
 def test_iterations_are_counted(served, prompts):
-    time.sleep(0.1)  # until the last change is shown
+    served.settle()
     before = served.sample('"iteration_counter"')
     served.ask_tokens(prompts[0], 20)
-    served.wait_until_idle()
-    time.sleep(0.1)
-    assert served.sample('"iteration_counter"') == before + 20
+    served.shows(before + 20, '"iteration_counter"')
 
 
 @pytest.mark.parametrize("kind", ["input", "output"])
@@ -125,19 +122,19 @@ def test_success_and_failure_counters(served, prompts):
 
 @pytest.mark.parametrize("model", TEXT_MODELS)
 def test_text_models_have_statistics(served, model):
+    served.settle()
     before = served.sample("nv_inference_request_success", model=model)
     served.text(model)
-    end = time.monotonic() + 5  # python models are counted after their answer
-    while served.sample("nv_inference_request_success", model=model) != before + 1:
-        assert time.monotonic() < end
+    served.shows(
+        before + 1, "nv_inference_request_success", model=model
+    )  # python models are counted after their answer
 
 
 def test_statistics_line_of_the_verbose_log(start):
     """One key for each sample of our families; the last line shows what /metrics shows."""
     with start(arguments=["--log-verbose=3"], edit=remove_text_models, stats_check_period_ms=20) as served:
         served.ask_tokens([5, 6, 7], 10)
-        served.wait_until_idle()
-        time.sleep(0.1)
+        served.settle()
         samples = own_samples(served)
         log = served.server.log.read_text()
     line = json.loads(re.findall(r"\{.*Active Request Count.*\}", log)[-1].replace('\\"', '"'))

@@ -1,21 +1,13 @@
 """The OpenAI interface through OpenAI's own client, against what the executor answers."""
 
-import asyncio
 import json
-import subprocess
-import sys
-from contextlib import aclosing
-from random import Random
 
 import openai
 import pytest
 import torch
 
 from inflight.executor import Request
-from inflight.openai.engine import Engine, Order
-from inflight.serve.locate import PACKAGE
-from inflight.serve.server import Ports
-from openai_service import running
+from openai_service import by_choice, running
 from served import PROMPT
 
 MODEL = "python-7m"
@@ -52,18 +44,6 @@ def chat(client):
         return client.chat.completions.create(**{"model": MODEL, "messages": CHAT, "temperature": 0, **fields})
 
     return ask
-
-
-def by_choice(chunks):
-    """index -> (text, finish reason), of completion chunks."""
-    texts, reasons = {}, {}
-    for chunk in chunks:
-        for choice in chunk.choices:
-            texts[choice.index] = texts.get(choice.index, "") + choice.text
-            if choice.finish_reason:
-                assert choice.index not in reasons
-                reasons[choice.index] = choice.finish_reason
-    return {index: (text, reasons[index]) for index, text in texts.items()}
 
 
 def test_models(client):
@@ -161,15 +141,6 @@ def test_stop_strings(complete, greedy_text, stream, steps_stay_few):
         assert found == (text[:wanted], "stop")
     (found,) = by_choice(complete(max_tokens=900, stop=text[20:24], stream=True)).values()
     assert found[1] == "stop"  # and the engine stops then, too
-
-
-@pytest.fixture
-def steps_stay_few(served):
-    """The engine must not compute on after a stop string was found, or the client has gone."""
-    before = served.sample("iteration_counter")
-    yield
-    served.wait_until_idle()
-    assert served.sample("iteration_counter") - before < 600
 
 
 def test_a_natural_end_is_a_stop(complete, tokenizer):
@@ -369,8 +340,7 @@ def test_a_client_that_leaves_ends_its_answer(client, service, served, steps_sta
             received += connection.recv(4096)
     served.wait_until_idle()
     with service.connect("/v1/completions", body):  # not streamed: it has not had a byte
-        while not served.sample('="active"'):
-            pass
+        served.wait_until_active()
     served.wait_until_idle()
 
 
@@ -397,101 +367,3 @@ def test_256_streams_at_once(client, service, greedy_text):
 
 def test_health(client, service):
     assert service.ask("/health").status == 200
-
-
-async def leave_early(url, count):
-    """Orders whose readers go at any moment: before the request is sent, between pieces, just before the end."""
-    random, engine = Random(1), Engine(url, "tensorrt_llm")
-
-    async def read(order):
-        async with aclosing(engine.answer(order)) as pieces:
-            async for _ in pieces:
-                pass
-
-    async def begin_and_leave(order):
-        reading = asyncio.create_task(read(order))
-        await asyncio.sleep(random.random() * 0.2)
-        reading.cancel()
-        await asyncio.wait({reading})
-
-    await asyncio.gather(*(begin_and_leave(Order([5, 6, 7], random.randrange(1, 30))) for _ in range(count)))
-    await engine.close()
-
-
-def test_answers_left_early_do_not_hold_the_server(start):
-    """Server 2.51 never unloads a model whose streams were cancelled at the wrong moment, and has to be killed."""
-    with start() as served:
-        for _ in range(4):
-            asyncio.run(leave_early(served.server.grpc_url, 50))
-        served.wait_until_idle()
-    assert served.server.exit_code == 0
-
-
-def test_a_full_queue_is_429(start, tmp_path):
-    with start(max_queue_size=2, max_batch_size=1) as served, running(served.server.grpc_url, tmp_path / "log") as full:
-        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 900, "stream": True, "ignore_eos": True}
-        waiting = [full.connect("/v1/completions", body) for _ in range(8)]
-        while served.sample('="active"') < 2:
-            pass
-        statuses = [full.ask("/v1/completions", {**body, "max_tokens": 4}).status for _ in range(4)]
-        for connection in waiting:
-            connection.close()
-        served.wait_until_idle()
-        assert 429 in statuses
-
-
-def test_the_end_lets_answers_finish(served, tmp_path, greedy_text):
-    with running(served.server.grpc_url, tmp_path / "log") as service:
-        fields = {"model": MODEL, "prompt": PROMPT, "max_tokens": 200, "temperature": 0, "stream": True}
-        stream = iter(service.client().completions.create(**fields))
-        text = next(stream).choices[0].text
-        service.terminate()
-        text += "".join(chunk.choices[0].text for chunk in stream)
-        assert service.process.wait(timeout=30) == 0
-    assert text == greedy_text(PROMPT, 200)
-
-
-def test_a_server_that_ends_is_503(start, tmp_path):
-    with start() as served, running(served.server.grpc_url, tmp_path / "log", "--name", "mine") as service:
-        fields = dict(model="mine", prompt=PROMPT, max_tokens=900, stream=True, extra_body={"ignore_eos": True})
-        stream = iter(service.client().completions.create(**fields))
-        next(stream)
-        served.server.process.kill()
-        with pytest.raises(openai.APIError):
-            list(stream)
-        assert service.ask("/health").status == 503
-        with pytest.raises(openai.InternalServerError) as refused:
-            service.client().completions.create(model="mine", prompt="x", max_tokens=1)
-        assert refused.value.status_code == 503
-        assert "Traceback" not in service.log.read_text()
-
-
-def test_models_without_streaming_answer_whole(single, tmp_path, greedy_text):
-    with running(single.server.grpc_url, tmp_path / "log") as service:
-        answer = service.client().completions.create(model=MODEL, prompt=PROMPT, max_tokens=9, temperature=0)
-        assert answer.choices[0].text == greedy_text(PROMPT, 9)
-        chunks = service.client().completions.create(
-            model=MODEL, prompt=PROMPT, max_tokens=9, temperature=0, stream=True
-        )
-        assert by_choice(chunks) == {0: (greedy_text(PROMPT, 9), "length")}
-
-
-def test_serve_starts_it_beside_the_server(python_7m, greedy_text):
-    ports, port = Ports.free(), Ports.free().http
-    numbers = [f"--{kind}-port={getattr(ports, kind)}" for kind in ("http", "grpc", "metrics")]
-    command = ["-m", "inflight", "serve", str(python_7m), "--openai", f"--openai-port={port}", *numbers]
-    process = subprocess.Popen([sys.executable, *command], cwd=PACKAGE.parent, stdout=subprocess.PIPE, text=True)
-    try:
-        lines = iter(process.stdout.readline, "")
-        assert next(line for line in lines if "OpenAI" in line).split() == [
-            "OpenAI",
-            f"http://127.0.0.1:{port}/v1",
-            "model",
-            MODEL,
-        ]
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=8, temperature=0)
-        assert answer.choices[0].text == greedy_text(PROMPT)
-    finally:
-        process.terminate()
-        assert process.wait(timeout=60) == 0

@@ -2,7 +2,6 @@
 
 import json
 import queue
-import time
 from functools import partial
 
 import numpy as np
@@ -121,11 +120,6 @@ def test_futures_of_the_http_client(classic, prompts, greedy):
             assert future.get_result().as_numpy("output_ids")[0][0].tolist() == ids + greedy(ids, 6)
 
 
-def wait_until_active(served):
-    while not served.sample('="active"'):
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("stop", [False, True], ids=["whole", "stopped"])
 def test_answers_in_one_piece(classic, prompts, greedy, stop):
     """The engine client without streaming. It takes the tokens from the last response, a stopped request's too."""
@@ -144,7 +138,7 @@ def test_answers_in_one_piece(classic, prompts, greedy, stop):
         )
         order(inputs=engine_inputs(client, ids, length, **sampling))
         if stop:
-            wait_until_active(classic)
+            classic.wait_until_active()
             order(inputs=engine_inputs(client, [0], 0, stop=number(True, bool)))
         found = [answers.get(timeout=30) for _ in range(2 if stop else 1)]
     assert [error for _, error in found if error] == []
@@ -167,7 +161,7 @@ def test_a_future_can_be_cancelled(classic, prompts):
             engine_inputs(client, prompts[0], 900, end_id=number(-1)),
             callback=lambda result, error: answers.put((result, error)),
         )
-        wait_until_active(classic)
+        classic.wait_until_active()
         future.cancel()
         _, error = answers.get(timeout=30)
     assert error.status() == "StatusCode.CANCELLED"

@@ -2,7 +2,6 @@
 
 import queue
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -57,8 +56,7 @@ def test_full_queue(limited, greedy, prompts):
     running = limited.stream_tokens(prompts[0], ENDLESS, streaming=True)
     running.next()
     waiting = [limited.stream_tokens(prompt, 2) for prompt in prompts[1:3]]
-    while limited.sample('"active"') < 3:
-        pass
+    limited.shows(3, '"active"')
     text = limited.refusal("tensorrt_llm", input_ids=[5], input_lengths=1, request_output_len=2)
     assert "Maximum queue size of 2" in text
     with running:
@@ -73,8 +71,7 @@ def test_full_queue_of_the_ensemble(limited):
     """/generate has one code for all errors; the text tells."""
     streams = [limited.stream_tokens([5, 6, 7], ENDLESS, streaming=True) for _ in range(3)]
     streams[0].next()
-    while limited.sample('"active"') < 3:
-        pass
+    limited.shows(3, '"active"')
     answer = limited.generate()
     assert answer.status == 400
     assert "Maximum queue size of 2" in answer.error
@@ -115,12 +112,11 @@ def test_gauges_of_instances_add_up(limited):
 
 def test_counters_of_instances_add_up(limited, greedy):
     """Whichever instance a request went to."""
+    limited.settle(SECOND)
     before = limited.sample("inflight_generated_tokens_total", model=SECOND)
     for _ in range(4):
         limited.infer(SECOND, input_ids=[5, 6, 7], input_lengths=3, request_output_len=10)
-    end = time.monotonic() + 10
-    while (found := limited.sample("inflight_generated_tokens_total", model=SECOND)) != before + 40:
-        assert time.monotonic() < end, found - before
+    limited.shows(before + 40, "inflight_generated_tokens_total", model=SECOND)
 
 
 def test_half_precision_logits(limited, executor):

@@ -46,8 +46,7 @@ def grown(served, before, changed):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_tokens_and_latencies(served, heldout_ids, streaming):
-    served.wait_until_idle()
-    time.sleep(0.1)
+    served.settle()
     before = own_metrics(served)
     prompt = heldout_ids[2000:2050] if streaming else heldout_ids[3000:3050]  # known to no other test
     began = time.monotonic()
@@ -72,8 +71,7 @@ def test_tokens_and_latencies(served, heldout_ids, streaming):
 def test_reused_prompt(served, heldout_ids):
     prompt = heldout_ids[4000:4100]
     served.ask_tokens(prompt, 1)
-    served.wait_until_idle()
-    time.sleep(0.1)
+    served.settle()
     before = own_metrics(served)
     served.ask_tokens(prompt, 1)
     found = grown(served, before, lambda it: it["inflight_requests_completed_total", None] == 1)
@@ -86,6 +84,7 @@ def test_draft_tokens(served, greedy, heldout_ids):
     prompt = heldout_ids[5000:5030]
     tokens = greedy(prompt, 20)
     drafts = [*tokens[:6], (tokens[6] + 1) % 4096, tokens[7]]
+    served.settle()
     before = own_metrics(served)
     served.ask_tokens(prompt, 20, draft_input_ids=drafts)
     found = grown(served, before, lambda it: it["inflight_requests_completed_total", None] == 1)
@@ -95,6 +94,7 @@ def test_draft_tokens(served, greedy, heldout_ids):
 
 
 def test_cancelled_request(served, prompts):
+    served.settle()
     before = own_metrics(served)
     with served.stream_tokens(prompts[0], 900, streaming=True) as stream:
         stream.next()
@@ -106,8 +106,7 @@ def test_contract_check(served, prompts):
     """What the old backend's own tests do with /metrics: the first label that begins with neither model nor version
     is the category, values are texts of integers, and no other family has the prefix."""
     served.ask_tokens(prompts[0], 4)
-    served.wait_until_idle()
-    time.sleep(0.1)
+    served.settle()
     samples = {key: value for key, value in served.metrics().items() if "nv_trt_llm" in key}
     assert len(samples) == 22
     for key, value in samples.items():

@@ -49,10 +49,11 @@ def test_any_number_of_drafts(drafting, greedy_text, count):
 
 
 def test_rounds_save_steps_of_the_target(drafting, greedy_text):
+    drafting.settle()
     before = drafting.sample("iteration_counter")
     (response,) = answered(drafting, max_tokens=200, ignore_eos=True, return_perf_metrics=True, end_id=-1)
     assert response.text == greedy_text(PROMPT, 200)
-    drafting.wait_until_idle()
+    drafting.settle()
     steps = drafting.sample("iteration_counter") - before
     drafted, accepted = (response.outputs[f"total_{it}draft_tokens"].item() for it in ("", "accepted_"))
     assert steps <= 200 - accepted + 2
@@ -66,11 +67,9 @@ def test_a_round_computes_only_what_is_new(drafting):
     (response,) = answered(drafting, text_input=prompt, return_perf_metrics=True, return_num_input_tokens=True)
     context = response.outputs["num_input_tokens"].item()
     assert context > 150
-    before = drafting.sample("iteration_counter")
     (again,) = answered(drafting, text_input=prompt, return_perf_metrics=True)
     assert again.text == response.text
     assert again.outputs["kv_cache_reused_blocks"].item() >= context // 32
-    assert drafting.sample("iteration_counter") > before
 
 
 def test_streamed_rounds(drafting, greedy_text):

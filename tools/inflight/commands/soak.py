@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", type=int, default=128, help="different requests (default: %(default)s)")
     parser.add_argument("--longest", type=int, default=200, help="tokens of prompt and answer (default: %(default)s)")
     parser.add_argument(
-        "--patience", type=float, default=600.0, help="s without a response: lost (default: %(default)s)"
+        "--patience", type=float, default=120.0, help="s without a response: lost (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
     parser.add_argument("--max-growth", type=float, default=16.0, help="MiB in the second half (default: %(default)s)")

@@ -1,0 +1,168 @@
+"""The text model in the server: its tokenizer processes, the executor that it shares, and its configuration."""
+
+import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders
+
+from served import PROMPT
+
+TEXT = "inflight_text"
+
+
+def workers(served):
+    """Process ids of the tokenizer's processes."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in served.process_ids()}
+    return [pid for pid, command in commands.items() if b"inflight.tokenizer_worker" in command]
+
+
+def test_killed_tokenizers_cost_no_request(served, greedy_text):
+    """Killed again and again while 8 clients ask: every request is answered as if nothing had happened."""
+    expected = greedy_text(PROMPT, 4)
+    done = threading.Event()
+    killed = set()
+
+    def kill():
+        while not done.is_set():
+            for pid in workers(served)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: served.generate(TEXT, max_tokens=4), range(150)))
+    done.set()
+    killer.join()
+    texts = [it.json.get("text_output") for it in answers]
+    failures = [it.error for it in answers if it.status != 200]
+    assert all("the tokenizer process" in it for it in failures), failures
+    assert len(failures) <= len(killed)
+    assert [text for text in texts if text is not None] == [expected] * (len(texts) - len(failures))
+    assert len(killed) > 1
+    assert served.text(TEXT, max_tokens=4) == expected
+
+
+def test_tokenizers_end_with_a_killed_server(start):
+    with start() as served:
+        served.text(TEXT)
+        pids = workers(served)
+        assert pids
+        served.server.process.kill()
+        served.server.process.wait()
+        end = time.monotonic() + 10
+        while any(
+            Path(f"/proc/{pid}/cmdline").exists() and b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            for pid in pids
+        ):
+            assert time.monotonic() < end, pids
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def managed(start):
+    """Nothing is loaded at the start."""
+    arguments = ["--model-control-mode=explicit", "--exit-timeout-secs=2"]
+    with start(arguments=arguments, stats_check_period_ms=20) as served:
+        yield served
+
+
+def load(managed, model, config=None):
+    body = {} if config is None else {"parameters": {"config": json.dumps(config)}}
+    return managed.post(f"/v2/repository/models/{model}/load", body)
+
+
+def unload(managed, model):
+    assert managed.post(f"/v2/repository/models/{model}/unload", {}).status == 200
+    while any(
+        it["name"] == model and it.get("state") for it in managed.post("/v2/repository/index", {"ready": True}).json
+    ):
+        time.sleep(0.01)
+
+
+def ask(managed, expected):
+    assert managed.text(TEXT) == expected
+
+
+def test_serves_alone_and_again(managed, greedy_text):
+    for _ in range(3):
+        assert load(managed, TEXT).status == 200
+        ask(managed, greedy_text(PROMPT))
+        unload(managed, TEXT)
+    end = time.monotonic() + 10
+    while workers(managed):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("first", ["tensorrt_llm", TEXT])
+def test_unloading_either_leaves_the_other(managed, greedy, greedy_text, first):
+    second = {"tensorrt_llm": TEXT, TEXT: "tensorrt_llm"}[first]
+    assert load(managed, first).status == 200
+    assert load(managed, second).status == 200
+    assert f"{second} shares the executor of {first}" in managed.server.log.read_text()
+    ask(managed, greedy_text(PROMPT))
+    unload(managed, first)
+    if second == TEXT:
+        ask(managed, greedy_text(PROMPT))
+    else:
+        (response,) = managed.ask_tokens([5, 6, 7])
+        assert response.tokens == greedy([5, 6, 7])
+    unload(managed, second)
+
+
+def changed(config, **parameters):
+    values = {name: {"string_value": value} for name, value in parameters.items()}
+    return {**config, "parameters": {**config["parameters"], **values}}
+
+
+@pytest.fixture
+def config(managed):
+    """Of the loaded text model, as the server gives it."""
+    assert load(managed, TEXT).status == 200
+    yield managed.get(f"/v2/models/{TEXT}/config").json
+    unload(managed, TEXT)
+
+
+def test_tokenizer_folder_that_is_none(managed, config, greedy_text, tmp_path):
+    for folder in ("/nowhere", str(tmp_path)):
+        refused = load(managed, TEXT, changed(config, tokenizer_dir=folder))
+        assert refused.status == 400
+        assert f"no tokenizer.json in {folder}: a fast tokenizer is wanted there" in refused.error
+    refused = load(managed, TEXT, changed(config, tokenizer_python="/nowhere/python"))
+    assert "the tokenizer process cannot be started: /nowhere/python" in refused.error
+    refused = load(managed, TEXT, changed(config, tokenizer_dir="${tokenizer_dir}"))
+    assert "parameter tokenizer_dir is not filled in" in refused.error
+    ask(managed, greedy_text(PROMPT))
+
+
+def test_special_tokens(managed, config, greedy, tokenizer, python_7m, tmp_path):
+    """A prompt with an end token spelt out, and an output that shows it."""
+    shown = changed(config, skip_special_tokens="no")
+    assert load(managed, TEXT, shown).status == 200
+    bias = {"embedding_bias_words": ["<|endoftext|>"], "embedding_bias_weights": [100.0]}
+    assert managed.text(TEXT, max_tokens=3, end_id=-1, **bias) == "<|endoftext|>" * 3
+    assert load(managed, TEXT, config).status == 200
+    assert managed.text(TEXT, max_tokens=3, end_id=-1, **bias) == ""
+
+
+def test_decoder_without_a_table(managed, config, python_7m, greedy, tokenizer, tmp_path):
+    """It is decoded by its own library, a piece at a time."""
+    backend = Library.from_file(str(python_7m / "tokenizer.json"))
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("e", "E"), decoders.CTC("a", "b")])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load(managed, TEXT, changed(config, tokenizer_dir=str(tmp_path))).status == 200
+    assert "is decoded by its own library" in managed.server.log.read_text()
+    ids = greedy(tokenizer.encode(PROMPT, True), 20)
+    expected = backend.decode(ids)
+    assert managed.text(TEXT, max_tokens=20) == expected
+    events = managed.events(TEXT, max_tokens=20)
+    assert len(events) == 20
