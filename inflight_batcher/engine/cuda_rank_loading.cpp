@@ -87,6 +87,7 @@ void CudaRankRunner::tune_linears() {
     shape.float_out = linear.out == DType::kFloat32;
     shape.bias = linear.bias;
     shape.gated = linear.gated;
+    shape.add = linear.add;
     shape.max_rows = linear.rows == Rows::kLogits ? max_logits_rows_ : 0;
     shapes.push_back(shape);
   }

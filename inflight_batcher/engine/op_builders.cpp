@@ -78,6 +78,25 @@ Run bind_linear(OpBinding& op) {
   };
 }
 
+// linear and the sum with the residual behind it, on a device that has one kernel for both (see plan_passes.h).
+Run bind_linear_add(OpBinding& op) {
+  const auto kernel = require_kernel(op, op.table().linear_add);
+  const int x = op.input("x");
+  const TensorView weight = op.weight("weight");  // [N, K]
+  const TensorView bias = op.optional_weight("bias");
+  const int residual = op.output_in_place("residual", "residual");
+  const Slot& sum = op.slot(residual);
+  require(
+      op, weight.rank == 2 && weight.shape[1] == op.slot(x).width && weight.shape[0] == sum.width,
+      concat("weight is ", describe(weight), ", the input has width ", op.slot(x).width, ", the residual ", sum.width));
+  require(op, (!bias || bias.elements() == sum.width) && residual != x && sum.rows == op.slot(x).rows,
+          concat("bias is ", describe(bias), ", the residual has width ", sum.width));
+  op.note_linear({weight.shape[0], weight.shape[1], sum.rows, sum.dtype, bool(bias), false, true});
+  return [=](const RunContext& run) {
+    kernel({run.view(x), weight, bias, run.view(residual), run.rows_in_memory(x)}, *run.device);
+  };
+}
+
 // linear and the gated_activation behind it, on a device that has one kernel for both (see plan_passes.h).
 Run bind_linear_gated(OpBinding& op) {
   const auto kernel = require_kernel(op, op.table().linear_gated);
@@ -276,6 +295,7 @@ std::map<std::string, OpBuilder>& registry() {
                                                       {"gather_rows", bind_gather_rows},
                                                       {"layer_norm", bind_layer_norm},
                                                       {"linear", bind_linear},
+                                                      {"linear_add", bind_linear_add},
                                                       {"linear_gated", bind_linear_gated},
                                                       {"rms_norm", bind_rms_norm},
                                                       {"rope_kv_write", bind_rope_kv_write}};

@@ -7,7 +7,8 @@ namespace inflight {
 namespace {
 
 // The names under which a block's tensors are read outside it.
-std::set<std::string> names_read_outside(const Plan& plan, const std::string& block) {
+std::set<std::string> names_read_outside(const Plan& plan, const std::string& label) {
+  const std::string block = label == "prologue" || label == "epilogue" ? label : "layers";
   std::set<std::string> names = {"logits"};
   for (const auto& [entry, exit] : plan.carry) names.insert({entry, exit});
   for (const PlanOutput& output : plan.outputs)
@@ -33,6 +34,38 @@ bool is_gated_pair(const PlanOp& linear, const PlanOp& gated) {
   return out != linear.outputs.end() && x != gated.inputs.end() && out->second == x->second;
 }
 
+const std::string* find_tensor(const std::map<std::string, std::string>& operands, const std::string& name) {
+  const auto found = operands.find(name);
+  return found == operands.end() ? nullptr : &found->second;
+}
+
+/// A linear, maybe an all_reduce, and the norm that adds their result to a residual.
+struct ResidualAdd {
+  const PlanOp* linear = nullptr;
+  const PlanOp* norm = nullptr;
+  std::vector<std::string> between;  // what each op before the norm defines, and nobody else may read
+};
+
+ResidualAdd find_residual_add(const std::vector<PlanOp>& ops, size_t first) {
+  if (ops[first].op != "linear" || ops[first].inputs.size() != 1 || !ops[first].outputs.contains("out")) return {};
+  ResidualAdd found{&ops[first], nullptr, {ops[first].outputs.at("out")}};
+  for (size_t i = first + 1; i < ops.size(); ++i) {
+    const PlanOp& op = ops[i];
+    const std::string *x = find_tensor(op.inputs, "x"), *out = find_tensor(op.outputs, "out");
+    if (!x || !out || *x != found.between.back()) return {};
+    if (op.op == "all_reduce" && found.between.size() == 1) {
+      found.between.push_back(*out);
+      continue;
+    }
+    const std::string* residual = find_tensor(op.inputs, "residual");
+    const bool adds = (op.op == "rms_norm" || op.op == "layer_norm") && residual && op.outputs.contains("residual") &&
+                      *residual != *x && *residual != ops[first].inputs.begin()->second;
+    found.norm = adds ? &op : nullptr;
+    return found;
+  }
+  return {};
+}
+
 }  // namespace
 
 std::set<std::string> wide_tensors(const Plan& plan) {
@@ -48,8 +81,7 @@ std::set<std::string> wide_tensors(const Plan& plan) {
 }
 
 std::vector<PlanOp> fuse_gated_linears(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block) {
-  const bool outside_layers = block == "prologue" || block == "epilogue";
-  const std::set<std::string> outside = names_read_outside(plan, outside_layers ? block : "layers");
+  const std::set<std::string> outside = names_read_outside(plan, block);
   std::vector<PlanOp> fused;
   for (size_t i = 0; i < ops.size(); ++i) {
     const bool pair = i + 1 < ops.size() && is_gated_pair(ops[i], ops[i + 1]);
@@ -64,6 +96,32 @@ std::vector<PlanOp> fuse_gated_linears(const Plan& plan, const std::vector<PlanO
     op.weights = ops[i].weights;
     fused.push_back(std::move(op));
     ++i;
+  }
+  return fused;
+}
+
+std::vector<PlanOp> fuse_residual_adds(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block) {
+  const std::set<std::string> outside = names_read_outside(plan, block);
+  std::vector<PlanOp> fused;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    const ResidualAdd found = find_residual_add(ops, i);
+    const bool alone = std::all_of(found.between.begin(), found.between.end(), [&](const std::string& tensor) {
+      return !outside.contains(tensor) && count_readers(ops, tensor) == 1;
+    });
+    if (!found.norm || !alone) {
+      fused.push_back(ops[i]);
+      continue;
+    }
+    const std::string sum = found.norm->outputs.at("residual");
+    PlanOp add = *found.linear, norm = *found.norm;
+    add.op = "linear_add";
+    add.inputs["residual"] = norm.inputs.at("residual");
+    add.outputs = {{"residual", sum}};
+    norm.inputs = {{"x", sum}};
+    norm.outputs.erase("residual");
+    fused.push_back(std::move(add));
+    fused.push_back(std::move(norm));
+    i += found.between.size();
   }
   return fused;
 }

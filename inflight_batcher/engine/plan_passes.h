@@ -16,4 +16,9 @@ std::set<std::string> wide_tensors(const Plan& plan);
 /// "epilogue", else the layers block).
 std::vector<PlanOp> fuse_gated_linears(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block);
 
+/// For one tensor-parallel rank, where nothing lies between a product and its sum with the residual: each `linear`
+/// (and the `all_reduce` behind it) whose only reader is the norm right behind that adds it to the residual becomes a
+/// `linear_add`, and the norm one of the residual alone.
+std::vector<PlanOp> fuse_residual_adds(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block);
+
 }  // namespace inflight

@@ -70,6 +70,7 @@ struct LinearShape {
   DType out = DType::kFloat32;
   bool bias = false;
   bool gated = false;  // linear_gated
+  bool add = false;    // linear_add
 
   auto operator<=>(const LinearShape&) const = default;
 };

@@ -40,7 +40,8 @@ class Builder {
  private:
   // What works on logits rows runs once per slice of them; what stands in front, once.
   void add_ops(const std::vector<PlanOp>& ops, const std::string& block, int first_layer) {
-    const std::vector<PlanOp> fused = state_.table.linear_gated ? fuse_gated_linears(plan_, ops, block) : ops;
+    std::vector<PlanOp> fused = state_.table.linear_gated ? fuse_gated_linears(plan_, ops, block) : ops;
+    if (state_.table.linear_add && state_.tp_size() == 1) fused = fuse_residual_adds(plan_, fused, block);
     for (const PlanOp& op : fused) {
       const std::string target = op.outputs.empty() ? "" : " -> " + op.outputs.begin()->second;
       std::string label = block + ", op '" + op.op + "'" + target;

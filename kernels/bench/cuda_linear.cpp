@@ -5,8 +5,8 @@
 #include "kernels/cuda/gemm_tuner.h"
 #include "kernels/cuda/plain_linear.h"
 
-/// The linear products of Llama 3 8B and 1B, by the best own kernel and by cuBLASLt's best algorithm, each chosen by
-/// timing all candidates.
+/// The linear products of Llama 3 8B and 1B, by the best own kernel of each kind and by cuBLASLt's best algorithm, each
+/// chosen by timing all candidates; some by every tiled kernel.
 namespace inflight::bench {
 namespace {
 
@@ -19,13 +19,14 @@ struct Product {
   int64_t n, k;
   bool float_out = false;
   bool gated = false;
+  bool every_tile = false;
 };
 
 constexpr Product kProducts[] = {
-    {"8b qkv", 6144, 4096},
-    {"8b o", 4096, 4096},
-    {"8b gate_up", 14336, 4096, false, true},
-    {"8b down", 4096, 14336},
+    {"8b qkv", 6144, 4096, false, false, true},
+    {"8b o", 4096, 4096, false, false, true},
+    {"8b gate_up", 14336, 4096, false, true, true},
+    {"8b down", 4096, 14336, false, false, true},
     {"8b lm_head", 128256, 4096, true},
     {"1b qkv", 3072, 2048},
     {"1b o", 2048, 2048},
@@ -33,7 +34,8 @@ constexpr Product kProducts[] = {
     {"1b down", 2048, 8192},
     {"1b lm_head", 128256, 2048, true},
 };
-constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 4096, 8192};
+constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
+constexpr int kEveryTileRows[] = {512, 1024, 2048, 8192};
 constexpr int kMostLogits = 512;  // rows of the lm_head: one a sequence
 
 constexpr int64_t kWeightPool = int64_t{512} << 20;  // past the L2 cache many times
@@ -94,6 +96,17 @@ void measure(Bench& bench, const LinearKey& key, const char* name, const LinearC
       static_cast<int>(copies));
 }
 
+void measure_best(Bench& bench, const LinearKey& key, const char* name, LinearChoice::Kind kind,
+                  const std::vector<cuda::GemmTuner::Timed>& timed, const Buffers& buffers) {
+  const auto best = std::find_if(timed.begin(), timed.end(), [&](const auto& t) { return t.choice.kind == kind; });
+  if (best != timed.end()) measure(bench, key, name, best->choice, buffers);
+}
+
+void measure_tiles(Bench& bench, const LinearKey& key, const char* name, const Buffers& buffers) {
+  for (const cuda::TiledVariant variant : cuda::TiledLinear::variants())
+    measure(bench, key, name, {LinearChoice::Kind::kTiled, {}, {}, variant}, buffers);
+}
+
 void bench_linear(Bench& bench) {
   cuda::CudaContext& context = bench.context();
   const std::vector<LinearKey> keys = all_keys();
@@ -103,11 +116,12 @@ void bench_linear(Bench& bench) {
   for (const Product& product : kProducts)
     for (; key != keys.data() + keys.size() && key->n == product.n && key->k == product.k; ++key) {
       const auto timed = tuner.time(*key);
-      for (const auto kind : {LinearChoice::Kind::kSkinny, LinearChoice::Kind::kCublasLt}) {
-        const auto best =
-            std::find_if(timed.begin(), timed.end(), [&](const auto& t) { return t.choice.kind == kind; });
-        if (best != timed.end()) measure(bench, *key, product.name, best->choice, buffers);
-      }
+      measure_best(bench, *key, product.name, LinearChoice::Kind::kSkinny, timed, buffers);
+      if (product.every_tile && std::ranges::find(kEveryTileRows, key->m) != std::end(kEveryTileRows))
+        measure_tiles(bench, *key, product.name, buffers);
+      else
+        measure_best(bench, *key, product.name, LinearChoice::Kind::kTiled, timed, buffers);
+      measure_best(bench, *key, product.name, LinearChoice::Kind::kCublasLt, timed, buffers);
     }
 }
 

@@ -168,8 +168,8 @@ void CublasLt::run(const GemmProblem& problem, const CublasLtAlgorithm& algorith
                    const void* bias, void* out) {
   const Descriptors& d = descriptors(problem);
   if (problem.bias) d.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  const float one = 1.0f, zero = 0.0f;
-  check_status(library_.matmul(handle_, d.operation, &one, weight, d.weight, x, d.x, &zero, out, d.out, out, d.out,
+  const float one = 1.0f, old_share = problem.add ? 1.0f : 0.0f;
+  check_status(library_.matmul(handle_, d.operation, &one, weight, d.weight, x, d.x, &old_share, out, d.out, out, d.out,
                                unpacked(algorithm), workspace_.data(), workspace_.bytes(), context_.stream()),
                "a matrix product", problem);
 }

@@ -2,7 +2,6 @@
 
 #include <cublasLt.h>
 
-#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/gemm_problem.h"
 #include "kernels/cuda/linear_choice.h"
 
 namespace inflight::cuda {
@@ -41,14 +41,6 @@ class CublasLtLibrary {
 
  private:
   void* library_ = nullptr;
-};
-
-/// The sizes of out[M, N] = x[M, K] · weight[N, K]ᵀ (+ bias[N]), bfloat16 but for a float32 out.
-struct GemmProblem {
-  int64_t m = 0, n = 0, k = 0;
-  bool float_out = false;
-  bool bias = false;
-  auto operator<=>(const GemmProblem&) const = default;
 };
 
 /// Matrix products through cuBLASLt, for pointers aligned to 16 bytes.

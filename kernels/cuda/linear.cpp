@@ -28,7 +28,8 @@ std::vector<LinearKey> keys_of(std::span<const LinearShape> shapes, int max_toke
   for (const LinearShape& shape : shapes) {
     const int most = shape.max_rows > 0 ? std::min(shape.max_rows, max_tokens) : max_tokens;
     for (const int rows : row_buckets())
-      if (rows <= bucket_of(most)) keys.push_back({rows, shape.n, shape.k, shape.float_out, shape.bias, shape.gated});
+      if (rows <= bucket_of(most))
+        keys.push_back({rows, shape.n, shape.k, shape.float_out, shape.bias, shape.gated, shape.add});
   }
   std::sort(keys.begin(), keys.end());
   keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
@@ -74,6 +75,19 @@ void linear_gated(const LinearGatedArgs& args, DeviceContext& device) {
   run_linear({m, n, k, false, false, true},
              {args.x.data, args.weight.data, nullptr, args.scratch.data, args.out.data, args.activation, args.x_rows},
              cuda_context(device));
+}
+
+void linear_add(const LinearAddArgs& args, DeviceContext& device) {
+  Dim m("M"), n("N"), k("K");
+  Signature("linear_add")
+      .view("x", args.x, {m, k}, kBf16)
+      .view("weight", args.weight, {n, k}, kBf16)
+      .optional("bias", args.bias, {n}, kBf16)
+      .view("residual", args.residual, {m, n}, kBf16);
+  run_linear(
+      {m, n, k, false, static_cast<bool>(args.bias), false, true},
+      {args.x.data, args.weight.data, args.bias.data, nullptr, args.residual.data, Activation::kSilu, args.x_rows},
+      cuda_context(device));
 }
 
 void tune_linear(std::span<const LinearShape> shapes, int max_tokens, CudaContext& context) {

@@ -6,12 +6,13 @@
 
 namespace inflight::cuda {
 
-/// One product of a program, as linear or linear_gated will meet it.
+/// One product of a program, as linear, linear_gated or linear_add will meet it.
 struct LinearShape {
   int64_t n = 0, k = 0;    // out [M, N], x [M, K]; weight [N, K], or [2 N, K] if gated
   bool float_out = false;  // out is float32 (logits), else bfloat16
   bool bias = false;
   bool gated = false;
+  bool add = false;
   int max_rows = 0;  // the most rows of x it will meet, if fewer than max_tokens; 0: max_tokens
 };
 

@@ -31,6 +31,9 @@ std::string text_of(const LinearChoice& choice) {
   switch (choice.kind) {
     case LinearChoice::Kind::kPlain: text << "plain"; break;
     case LinearChoice::Kind::kSkinny: text << "skinny " << choice.skinny.rows << ' ' << choice.skinny.split; break;
+    case LinearChoice::Kind::kTiled:
+      text << "tiled " << choice.tiled.rows << ' ' << choice.tiled.columns << ' ' << choice.tiled.cluster;
+      break;
     case LinearChoice::Kind::kCublasLt:
       text << "cublaslt " << std::hex << std::setfill('0');
       for (const uint64_t word : choice.algorithm) text << std::setw(kDigits) << word;
@@ -46,6 +49,9 @@ std::optional<LinearChoice> choice_of(const std::string& text) {
   if (kind == "skinny") {
     choice.kind = LinearChoice::Kind::kSkinny;
     words >> choice.skinny.rows >> choice.skinny.split;
+  } else if (kind == "tiled") {
+    choice.kind = LinearChoice::Kind::kTiled;
+    words >> choice.tiled.rows >> choice.tiled.columns >> choice.tiled.cluster;
   } else if (kind == "cublaslt") {
     words >> hex;
     const std::optional<LinearChoice> read = cublaslt_choice(hex);
@@ -60,7 +66,7 @@ std::optional<LinearChoice> choice_of(const std::string& text) {
 
 std::string text_of(const LinearKey& key) {
   return concat(key.m, " x ", key.n, " x ", key.k, key.float_out ? " float32" : " bfloat16", key.bias ? " bias" : "",
-                key.gated ? " gated" : "");
+                key.gated ? " gated" : "", key.add ? " add" : "");
 }
 
 std::span<const int> row_buckets() { return kRowBuckets; }

@@ -8,30 +8,34 @@
 #include <string>
 
 #include "kernels/cuda/skinny_linear.h"
+#include "kernels/cuda/tiled_linear.h"
 
 namespace inflight::cuda {
 
-/// The sizes of one linear or linear_gated.
+/// The sizes of one linear, linear_gated or linear_add.
 struct LinearKey {
   int64_t m = 0, n = 0, k = 0;  // n counts outputs: a gated product's weight has 2 N rows
   bool float_out = false;
   bool bias = false;
   bool gated = false;
+  bool add = false;  // to what out holds
   auto operator<=>(const LinearKey&) const = default;
 };
 
 /// cublasLtMatmulAlgo_t, opaque; good for one version of the library.
 using CublasLtAlgorithm = std::array<uint64_t, 8>;
 
-/// By which of the three ways a product is computed, and how.
+/// By which of the four ways a product is computed, and how.
 struct LinearChoice {
-  enum class Kind { kPlain, kSkinny, kCublasLt };
+  enum class Kind { kPlain, kSkinny, kCublasLt, kTiled };
   Kind kind = Kind::kPlain;
-  SkinnyVariant skinny;           // kSkinny
+  SkinnyVariant skinny{};         // kSkinny
   CublasLtAlgorithm algorithm{};  // kCublasLt
+  TiledVariant tiled{};           // kTiled
 };
 
-/// "plain", "skinny ROWS SPLIT" or "cublaslt HEX", as the tuning file keeps them.
+/// "plain", "skinny ROWS SPLIT", "tiled ROWS COLUMNS CLUSTER" or "cublaslt HEX", as the tuning file keeps
+/// them.
 std::string text_of(const LinearChoice& choice);
 /// Nothing for any other text.
 std::optional<LinearChoice> choice_of(const std::string& text);

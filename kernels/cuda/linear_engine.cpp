@@ -16,10 +16,15 @@ constexpr int kHeuristics = 16;
 constexpr size_t kSkinnyCandidates = 10;
 constexpr int kSkinnyGuess = 16;  // untuned, rows up to which the own kernel is the better guess
 
+// Fewer rows are the skinny kernels'.
+bool tiles_take(const LinearKey& key) {
+  return key.m > kMaxSkinnyRows && key.gated + key.float_out + key.add <= 1 && TiledLinear::takes(key.m, key.n, key.k);
+}
+
 // A gated product is the ungated one of both halves and the activation after it. The library wants a float32 bias for
 // a float32 out, so that one is added apart.
 GemmProblem gemm_of(const LinearKey& key) {
-  return {key.m, key.gated ? 2 * key.n : key.n, key.k, key.float_out, key.bias && !key.float_out};
+  return {key.m, key.gated ? 2 * key.n : key.n, key.k, key.float_out, key.bias && !key.float_out, key.add};
 }
 
 std::string describe_machine(int device, size_t version) {
@@ -33,6 +38,7 @@ std::string describe_machine(int device, size_t version) {
 LinearEngine::LinearEngine(CudaContext& context)
     : context_(context),
       skinny_(context),
+      tiled_(context),
       cublaslt_(std::make_unique<CublasLt>(context)),
       machine_(describe_machine(context.options().device, cublaslt_->version())) {}
 
@@ -45,6 +51,10 @@ std::vector<LinearChoice> LinearEngine::candidates(const LinearKey& key) {
       if (choices.size() < kSkinnyCandidates) choices.push_back({Kind::kSkinny, variant});
     }
   }
+  if (tiles_take(key)) {
+    for (const TiledVariant variant : tiled_.candidates(key.m, key.n, key.k, key.gated))
+      choices.push_back({Kind::kTiled, {}, {}, variant});
+  }
   for (const CublasLtAlgorithm& algorithm : cublaslt_->heuristics(gemm_of(key), kHeuristics))
     choices.push_back({Kind::kCublasLt, {}, algorithm});
   if (choices.empty()) choices.push_back({Kind::kPlain});
@@ -55,6 +65,7 @@ bool LinearEngine::accepts(const LinearKey& key, const LinearChoice& choice) {
   switch (choice.kind) {
     case Kind::kPlain: return true;
     case Kind::kSkinny: return SkinnyLinear::takes(key.m, key.k) && SkinnyLinear::has(choice.skinny, key.m, key.gated);
+    case Kind::kTiled: return tiles_take(key) && TiledLinear::has(choice.tiled);
     case Kind::kCublasLt: return cublaslt_->accepts(gemm_of(key), choice.algorithm);
   }
   return false;
@@ -104,14 +115,20 @@ LinearChoice LinearEngine::find_invariant(const LinearKey& key) {
 void LinearEngine::run(const LinearKey& key, const LinearMemory& memory, const LinearChoice& choice) {
   if (choice.kind == Kind::kSkinny) {
     skinny_.run({memory.x, memory.weight, memory.bias, memory.out, key.m, key.n, key.k, key.float_out, key.gated,
-                 memory.activation, memory.x_rows},
+                 memory.activation, memory.x_rows, key.add},
                 choice.skinny);
+    return;
+  }
+  if (choice.kind == Kind::kTiled) {
+    tiled_.run({memory.x, memory.weight, memory.bias, memory.out, key.m, key.n, key.k, key.float_out, key.gated,
+                memory.activation, key.add},
+               choice.tiled);
     return;
   }
   const GemmProblem gemm = gemm_of(key);
   void* const out = key.gated ? memory.scratch : memory.out;
   if (choice.kind == Kind::kPlain) {
-    plain_linear(memory.x, memory.weight, memory.bias, out, gemm.m, gemm.n, gemm.k, gemm.float_out, context_);
+    plain_linear(memory.x, memory.weight, memory.bias, out, gemm, context_);
   } else {
     cublaslt_->run(gemm, choice.algorithm, memory.x, memory.weight, memory.bias, out);
     if (key.bias && !gemm.bias) add_bias(memory.bias, out, gemm.m, gemm.n, context_);

@@ -8,6 +8,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/linear_choice.h"
 #include "kernels/cuda/skinny_linear.h"
+#include "kernels/cuda/tiled_linear.h"
 
 namespace inflight::cuda {
 
@@ -18,8 +19,8 @@ struct LinearMemory {
   const void* x;       // [M, K]
   const void* weight;  // [N, K] or [2 N, K]
   const void* bias;    // [N] or null
-  void* scratch;       // [M, 2 N] if gated
-  void* out;           // [M, N]
+  void* scratch;       // [M, 2 N] if gated; the own kernels need none
+  void* out;           // [M, N]; holds the other summand where the product is added
   Activation activation = Activation::kSilu;
   int64_t x_rows = 0;  // rows that may be read from x on, where more than M
 };
@@ -50,6 +51,7 @@ class LinearEngine {
 
   CudaContext& context_;
   SkinnyLinear skinny_;
+  TiledLinear tiled_;
   std::unique_ptr<CublasLt> cublaslt_;
   std::string machine_;
   std::map<LinearKey, LinearChoice> tuned_, chosen_, invariant_;

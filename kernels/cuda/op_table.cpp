@@ -11,6 +11,7 @@ const OpTable& op_table() {
       .gather_rows = gather_rows,
       .linear = linear,
       .linear_gated = linear_gated,
+      .linear_add = linear_add,
       .rms_norm = rms_norm,
       .layer_norm = layer_norm,
       .activation = activation,

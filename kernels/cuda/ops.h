@@ -10,6 +10,7 @@ void embedding(const EmbeddingArgs& args, DeviceContext& device);
 void gather_rows(const GatherRowsArgs& args, DeviceContext& device);
 void linear(const LinearArgs& args, DeviceContext& device);
 void linear_gated(const LinearGatedArgs& args, DeviceContext& device);
+void linear_add(const LinearAddArgs& args, DeviceContext& device);
 void rms_norm(const RmsNormArgs& args, DeviceContext& device);
 void layer_norm(const LayerNormArgs& args, DeviceContext& device);
 void activation(const ActivationArgs& args, DeviceContext& device);

@@ -14,7 +14,7 @@ constexpr int64_t kMaxBlocks = 1 << 20;
 
 __global__ void __launch_bounds__(kThreads)
     plain_kernel(const uint16_t* x, const uint16_t* weight, const uint16_t* bias, void* out, int64_t outputs, int64_t n,
-                 int64_t k, bool float_out) {
+                 int64_t k, bool float_out, bool add) {
   let_next_start();
   wait_for_previous();
   const int lane = threadIdx.x % 32;
@@ -26,10 +26,12 @@ __global__ void __launch_bounds__(kThreads)
     sum = warp_sum(sum);
     if (lane != 0) continue;
     if (bias) sum += bf16_low(bias[i % n]);
-    if (float_out)
-      static_cast<float*>(out)[i] = sum;
-    else
-      static_cast<uint16_t*>(out)[i] = static_cast<uint16_t>(to_bf16_pair(sum, 0.0f));
+    if (float_out) {
+      static_cast<float*>(out)[i] = sum + (add ? static_cast<float*>(out)[i] : 0.0f);
+    } else {
+      uint16_t& to = static_cast<uint16_t*>(out)[i];
+      to = static_cast<uint16_t>(to_bf16_pair(sum + (add ? bf16_low(to) : 0.0f), 0.0f));
+    }
   }
 }
 
@@ -61,10 +63,11 @@ dim3 blocks_for(int64_t items) { return dim3(static_cast<unsigned>(std::min(kMax
 
 }  // namespace
 
-void plain_linear(const void* x, const void* weight, const void* bias, void* out, int64_t m, int64_t n, int64_t k,
-                  bool float_out, CudaContext& context) {
-  launch(plain_kernel, blocks_for(divide_up(m * n, kWarps)), kThreads, 0, context, static_cast<const uint16_t*>(x),
-         static_cast<const uint16_t*>(weight), static_cast<const uint16_t*>(bias), out, m * n, n, k, float_out);
+void plain_linear(const void* x, const void* weight, const void* bias, void* out, const GemmProblem& p,
+                  CudaContext& context) {
+  launch(plain_kernel, blocks_for(divide_up(p.m * p.n, kWarps)), kThreads, 0, context, static_cast<const uint16_t*>(x),
+         static_cast<const uint16_t*>(weight), static_cast<const uint16_t*>(bias), out, p.m * p.n, p.n, p.k,
+         p.float_out, p.add);
 }
 
 void add_bias(const void* bias, void* out, int64_t m, int64_t n, CudaContext& context) {

@@ -16,6 +16,7 @@ struct SkinnyKernelArgs {
   int split;  // blocks of a cluster that share a tile's sum over K
   Activation activation;
   bool float_out;
+  bool add;  // to what out holds
 };
 
 __device__ inline float activate(Activation activation, float x) {
@@ -197,6 +198,15 @@ __global__ void __launch_bounds__(SkinnyShape<kTokens, kRows>::kThreads, SkinnyS
 
   SkinnyRing at;
   for (int tile = begin.tile; tile < args.tiles; tile += begin.tile_step) {
+    // What the sum is added to, read while the weight streams in: the thread's first output, of few rows its only one.
+    const int rank = args.split == 1 ? 0 : static_cast<int>(blockIdx.x) % args.split;
+    const int first_token = rank * Shape::kWarps + warp;
+    const auto old_of = [&](int token, int row) {
+      const bool there = args.add && token < args.m && row < out_rows && tile * out_rows + row < args.n;
+      const int64_t at = static_cast<int64_t>(token) * args.n + tile * out_rows + row;
+      return there ? bf16_low(static_cast<const uint16_t*>(args.out)[at]) : 0.0f;
+    };
+    const float first_old = old_of(first_token, lane);
     float acc[Shape::kTokenTiles][Shape::kRowTiles][4] = {};
     for (int chunk = begin.first_chunk; chunk < begin.end_chunk; ++chunk) {
       barrier_wait(full(at.stage), at.parity);
@@ -264,8 +274,7 @@ __global__ void __launch_bounds__(SkinnyShape<kTokens, kRows>::kThreads, SkinnyS
       for (int block = 0; block < args.split; ++block) total += load_from_block(there, block);
       return total;
     };
-    const int rank = args.split == 1 ? 0 : static_cast<int>(blockIdx.x) % args.split;
-    for (int token = rank * Shape::kWarps + warp; token < args.m; token += Shape::kWarps * args.split)
+    for (int token = first_token; token < args.m; token += Shape::kWarps * args.split)
       for (int row = lane; row < out_rows; row += 32) {
         const int column = tile * out_rows + row;
         if (column >= args.n) break;
@@ -276,6 +285,8 @@ __global__ void __launch_bounds__(SkinnyShape<kTokens, kRows>::kThreads, SkinnyS
           value = activate(args.activation, round_to_bf16(value)) * up;
         }
         const int64_t to = static_cast<int64_t>(token) * args.n + column;
+        if (args.add)
+          value = round_to_bf16(value) + (token == first_token && row == lane ? first_old : old_of(token, row));
         if (args.float_out)
           static_cast<float*>(args.out)[to] = value;
         else

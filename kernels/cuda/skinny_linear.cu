@@ -142,6 +142,7 @@ void SkinnyLinear::run(const SkinnyProblem& p, SkinnyVariant variant) {
   args.split = variant.split;
   args.activation = p.activation;
   args.float_out = p.float_out;
+  args.add = p.add;
 
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -34,6 +34,7 @@ struct SkinnyProblem {
   bool gated = false;
   Activation activation = Activation::kSilu;
   int64_t x_rows = 0;  // rows that may be read from x on, where more than M
+  bool add = false;    // to what out holds; the product is rounded to bfloat16 before. Not with float_out or gated
 };
 
 class SkinnyLinear {

@@ -154,6 +154,14 @@ struct Product {
 #define INFLIGHT_P40 INFLIGHT_P32 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define INFLIGHT_P48 INFLIGHT_P40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define INFLIGHT_P64 INFLIGHT_P48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define INFLIGHT_P96                                                                                              \
+  INFLIGHT_P64                                                                                                    \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90," \
+  "%91,%92,%93,%94,%95"
+#define INFLIGHT_P128                                                                                           \
+  INFLIGHT_P96                                                                                                  \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117," \
+  "%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // `p0`..`p5` are the numbers of the operands after the sum's.
 #define INFLIGHT_PRODUCT(n, placeholders, p0, p1, p2, p3, p4, ...)                                               \
@@ -181,7 +189,13 @@ INFLIGHT_PRODUCT(80, INFLIGHT_P40, 40, 41, 42, 43, 44, INFLIGHT_F32(s, 0), INFLI
 INFLIGHT_PRODUCT(96, INFLIGHT_P48, 48, 49, 50, 51, 52, INFLIGHT_F32(s, 0), INFLIGHT_F8(s, 32), INFLIGHT_F8(s, 40))
 INFLIGHT_PRODUCT(128, INFLIGHT_P64, 64, 65, 66, 67, 68, INFLIGHT_F32(s, 0), INFLIGHT_F32(s, 32))
 
+INFLIGHT_PRODUCT(192, INFLIGHT_P96, 96, 97, 98, 99, 100, INFLIGHT_F32(s, 0), INFLIGHT_F32(s, 32), INFLIGHT_F32(s, 64))
+INFLIGHT_PRODUCT(256, INFLIGHT_P128, 128, 129, 130, 131, 132, INFLIGHT_F32(s, 0), INFLIGHT_F32(s, 32),
+                 INFLIGHT_F32(s, 64), INFLIGHT_F32(s, 96))
+
 #undef INFLIGHT_PRODUCT
+#undef INFLIGHT_P128
+#undef INFLIGHT_P96
 #undef INFLIGHT_P64
 #undef INFLIGHT_P48
 #undef INFLIGHT_P40

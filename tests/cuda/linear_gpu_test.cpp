@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_engine.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/skinny_linear.h"
 #include "tests/cuda/gpu_harness.h"
@@ -112,6 +113,40 @@ TEST_F(LinearGpu, EverySkinnyVariantMatchesReference) {
         }
   }
   EXPECT_GT(tried, 100);
+}
+
+TEST_F(LinearGpu, EveryCandidateOfManyRowsMatchesReference) {
+  cuda::LinearEngine engine(gpu());
+  const int m = 130, n = 264, k = 320;
+  const Tensor x = bf16(m, k, random_), weight = bf16(2 * n, k, random_, 0.1);
+  const Tensor bias = Tensor::random(DType::kBfloat16, {n}, random_);
+  const GpuTensor gpu_x(x), gpu_weight(weight), gpu_bias(bias), scratch(DType::kBfloat16, {m, 2 * n});
+  const Values gated = gated_product(x, weight, Activation::kSilu);
+  Tensor half(DType::kBfloat16, {n, k});
+  std::memcpy(half.view().data, weight.view().data, half.view().bytes());
+  const Values plain = product(x, half, &bias);
+  for (const bool gate : {false, true}) {
+    const cuda::LinearKey key{m, n, k, false, !gate, gate};
+    int tiled = 0;
+    for (const cuda::LinearChoice& choice : engine.candidates(key)) {
+      tiled += choice.kind == cuda::LinearChoice::Kind::kTiled;
+      EXPECT_TRUE(engine.accepts(key, choice)) << cuda::text_of(choice);
+      const GpuTensor out(DType::kBfloat16, {m, n});
+      engine.run(key,
+                 {gpu_x.view().data, gpu_weight.view().data, gate ? nullptr : gpu_bias.view().data, scratch.view().data,
+                  out.view().data},
+                 choice);
+      expect_close(out.host(), gate ? gated : plain, gate ? kGatedBound : kBf16Bound, cuda::text_of(choice));
+    }
+    EXPECT_GT(tiled, 2);
+  }
+  const cuda::LinearChoice tile{cuda::LinearChoice::Kind::kTiled, {}, {}, {128, 128, 1}};
+  EXPECT_TRUE(engine.accepts({64, 64, 64}, tile));
+  EXPECT_TRUE(engine.accepts({64, 64, 64, false, true, false, true}, tile)) << "added";
+  EXPECT_FALSE(engine.accepts({64, 64, 64, true, false, false, true}, tile)) << "added in float32";
+  EXPECT_FALSE(engine.accepts({32, 64, 64}, tile)) << "the skinny kernels' rows";
+  EXPECT_FALSE(engine.accepts({64, 60, 64}, tile));
+  EXPECT_FALSE(engine.accepts({64, 64, 64}, {cuda::LinearChoice::Kind::kTiled, {}, {}, {128, 100, 1}}));
 }
 
 TEST_F(LinearGpu, RepeatsItsBits) {

@@ -21,6 +21,8 @@ struct OpTable {
   void (*gather_rows)(const GatherRowsArgs&, DeviceContext&) = nullptr;
   void (*linear)(const LinearArgs&, DeviceContext&) = nullptr;
   void (*linear_gated)(const LinearGatedArgs&, DeviceContext&) = nullptr;  // may be null: linear, gated_activation
+  void (*linear_add)(const LinearAddArgs&,
+                     DeviceContext&) = nullptr;  // may be null: linear, then add or a norm's residual
   void (*rms_norm)(const RmsNormArgs&, DeviceContext&) = nullptr;
   void (*layer_norm)(const LayerNormArgs&, DeviceContext&) = nullptr;
   void (*activation)(const ActivationArgs&, DeviceContext&) = nullptr;

@@ -16,6 +16,16 @@ struct LinearArgs {
   int64_t x_rows = 0;  // rows of memory from x on, where more than M: a device may read them, the result is the same
 };
 
+/// residual += x · weightᵀ + bias. Whether the product is rounded to the residual's dtype before it is added is the
+/// device's own affair. Rows are independent as above.
+struct LinearAddArgs {
+  TensorView x;         // [M, K]
+  TensorView weight;    // [N, K]
+  TensorView bias;      // [N] or absent
+  TensorView residual;  // [M, N]
+  int64_t x_rows = 0;   // as above
+};
+
 /// out = activation(x · Wgᵀ) · (x · Wuᵀ) for weight = [Wg; Wu], one above the other: linear and gated_activation in
 /// one. Rows are independent as above.
 struct LinearGatedArgs {
