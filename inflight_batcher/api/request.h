@@ -39,8 +39,10 @@ struct SamplingConfig {
   float min_p = 0.0f;
   uint64_t seed = 0;
   float repetition_penalty = 1.0f;
-  float presence_penalty = 0.0f;
-  float frequency_penalty = 0.0f;
+  float presence_penalty = 0.0f;   // once for every token of the prompt or generated
+  float frequency_penalty = 0.0f;  // for each time that it occurs there
+  /// So many leading prompt tokens do not count for these two; any number from the prompt's length on: none of it does.
+  int prompt_ignore_length = 0;
   int no_repeat_ngram_size = 0;  // 0 = off
   int min_tokens = 1;            // least number of generated tokens (so an answer is never empty by default)
 };

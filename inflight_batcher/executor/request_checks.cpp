@@ -68,6 +68,7 @@ void check_sampling(const SamplingConfig& sampling) {
           sampling.repetition_penalty, ", wanted more than 0");
   check_range("presence_penalty", sampling.presence_penalty, -kMaxPenalty, kMaxPenalty);
   check_range("frequency_penalty", sampling.frequency_penalty, -kMaxPenalty, kMaxPenalty);
+  check_range("prompt_ignore_length", sampling.prompt_ignore_length, 0, INT32_MAX);
   check_range("no_repeat_ngram_size", sampling.no_repeat_ngram_size, 0, INT32_MAX);
   check_range("min_tokens", sampling.min_tokens, 0, INT32_MAX);
 }
@@ -163,6 +164,7 @@ SamplingRow sampling_row(const RequestState& state, int sequence_index) {
   row.repetition_penalty = config.repetition_penalty;
   row.presence_penalty = config.presence_penalty;
   row.frequency_penalty = config.frequency_penalty;
+  row.prompt_ignore_length = config.prompt_ignore_length;
   row.no_repeat_ngram_size = config.no_repeat_ngram_size;
   row.min_tokens = config.min_tokens;
   row.end_ids = state.end_ids;

@@ -115,6 +115,7 @@ void bind_request(nb::module_& m) {
       .def_rw("repetition_penalty", &SamplingConfig::repetition_penalty)
       .def_rw("presence_penalty", &SamplingConfig::presence_penalty)
       .def_rw("frequency_penalty", &SamplingConfig::frequency_penalty)
+      .def_rw("prompt_ignore_length", &SamplingConfig::prompt_ignore_length)
       .def_rw("no_repeat_ngram_size", &SamplingConfig::no_repeat_ngram_size)
       .def_rw("min_tokens", &SamplingConfig::min_tokens);
   nb::class_<OutputConfig>(m, "OutputConfig")

@@ -32,7 +32,7 @@ void LogitRules::apply(const SamplingRow& row, std::span<float> logits) {
   for (float& logit : logits)
     if (logit != logit) logit = kMinusInfinity;
   if (row.repetition_penalty != 1.0f) penalise_seen(row, logits);
-  if (row.presence_penalty != 0 || row.frequency_penalty != 0) penalise_generated(row, logits);
+  if (row.presence_penalty != 0 || row.frequency_penalty != 0) penalise_counted(row, logits);
   bans_.clear();
   ban_words(row, logits);
   if (row.no_repeat_ngram_size > 0) ban_ngrams(row, logits);
@@ -50,10 +50,11 @@ void LogitRules::penalise_seen(const SamplingRow& row, std::span<float> logits) 
     if (is_token(token, logits)) counts_[token] = 0;
 }
 
-void LogitRules::penalise_generated(const SamplingRow& row, std::span<float> logits) {
-  for (const int32_t token : generated(row))
+void LogitRules::penalise_counted(const SamplingRow& row, std::span<float> logits) {
+  const auto counted = row.history.subspan(row.penalised_from());
+  for (const int32_t token : counted)
     if (is_token(token, logits)) ++counts_[token];
-  for (const int32_t token : generated(row)) {
+  for (const int32_t token : counted) {
     if (!is_token(token, logits) || counts_[token] == 0) continue;
     logits[token] -= row.presence_penalty + row.frequency_penalty * static_cast<float>(counts_[token]);
     counts_[token] = 0;

@@ -22,7 +22,7 @@ class LogitRules {
   };
 
   void penalise_seen(const SamplingRow& row, std::span<float> logits);
-  void penalise_generated(const SamplingRow& row, std::span<float> logits);
+  void penalise_counted(const SamplingRow& row, std::span<float> logits);
   void ban(int32_t token, std::span<float> logits);
   void ban_words(const SamplingRow& row, std::span<float> logits);
   void ban_ngrams(const SamplingRow& row, std::span<float> logits);

@@ -16,6 +16,7 @@ inline void check_row(const char* op, const SamplingRow& row, int64_t index, int
   valid(row.repetition_penalty > 0, "repetition_penalty", row.repetition_penalty, "> 0");
   valid(row.prompt_length >= 0 && row.prompt_length <= static_cast<int64_t>(row.history.size()), "prompt_length",
         row.prompt_length, "at most the history's length");
+  valid(row.prompt_ignore_length >= 0, "prompt_ignore_length", row.prompt_ignore_length, ">= 0");
   valid(row.bias.empty() || static_cast<int64_t>(row.bias.size()) == vocabulary, "number of biases", row.bias.size(),
         "the vocabulary's size or none");
   int64_t begin = 0;

@@ -20,6 +20,7 @@ struct GpuSamplingRow {
   int32_t slot = -1;           // row of the history; -1: padding, nothing is sampled (token 0, log prob 0)
   int32_t history_length = 0;  // prompt and generated tokens known when this row samples
   int32_t prompt_length = 0;
+  int32_t penalised_from = 0;  // place of the history from which presence and frequency penalties count
   float temperature = 0.0f;
   int32_t top_k = 0;
   float top_p = 1.0f;

@@ -13,6 +13,7 @@ void check_row(const SamplingRow& row, int64_t vocabulary) {
   check_value(row.repetition_penalty > 0, "repetition_penalty", row.repetition_penalty, "> 0");
   check_value(row.prompt_length >= 0 && row.prompt_length <= static_cast<int64_t>(row.history.size()), "prompt_length",
               row.prompt_length, "at most the history's length");
+  check_value(row.prompt_ignore_length >= 0, "prompt_ignore_length", row.prompt_ignore_length, ">= 0");
   check_value(row.bias.empty() || static_cast<int64_t>(row.bias.size()) == vocabulary, "number of biases",
               row.bias.size(), "the vocabulary's size or none");
   int64_t begin = 0;
@@ -40,6 +41,7 @@ GpuSamplingRow pack_row(const SamplingRow& row, int32_t slot, int64_t vocabulary
   out.slot = slot;
   out.history_length = static_cast<int32_t>(row.history.size());
   out.prompt_length = row.prompt_length;
+  out.penalised_from = row.penalised_from();
   out.temperature = row.temperature;
   out.top_k = row.top_k;
   out.top_p = row.top_p;

@@ -20,9 +20,9 @@ __device__ __forceinline__ bool bans(const GpuSamplingRow& row) {
   return row.bad_word_ends.count > 0 || row.no_repeat_ngram_size > 0 || generated(row) < row.min_tokens;
 }
 
-__device__ inline float penalised(const GpuSamplingRow& row, float logit, uint32_t generated) {
+__device__ inline float penalised(const GpuSamplingRow& row, float logit, uint32_t counted) {
   if (penalises_seen(row)) logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
-  if (generated > 0) logit -= __fmaf_rn(row.frequency_penalty, static_cast<float>(generated), row.presence_penalty);
+  if (counted > 0) logit -= __fmaf_rn(row.frequency_penalty, static_cast<float>(counted), row.presence_penalty);
   return tidied(logit);
 }
 
@@ -31,8 +31,8 @@ static __device__ __noinline__ void penalise(RuleInputs inputs, Slice slice) {
   const GpuSamplingRow& row = shared().row;
   uint32_t (&counts)[kCountWindow] = shared().counts;
   constexpr uint32_t kSeen = 1u << 31;
-  const int prompt = row.prompt_length, length = row.history_length;
-  const int first = penalises_seen(row) ? 0 : prompt;
+  const int counted_from = row.penalised_from, length = row.history_length;
+  const int first = penalises_seen(row) ? 0 : counted_from;
   for (int base = 0; base < slice.size(); base += kCountWindow) {
     for (int i = threadIdx.x; i < kCountWindow; i += kThreads) counts[i] = 0;
     __syncthreads();
@@ -42,7 +42,7 @@ static __device__ __noinline__ void penalise(RuleInputs inputs, Slice slice) {
       const int place = slice.place(token) - base;
       if (!slice.holds(token) || place < 0 || place >= kCountWindow) continue;
       atomicOr(&counts[place], kSeen);
-      if (i >= prompt) atomicAdd(&counts[place], 1);
+      if (i >= counted_from) atomicAdd(&counts[place], 1);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < kCountWindow; i += kThreads)

@@ -140,6 +140,7 @@ inline std::vector<Request> draw_requests(int count, unsigned seed) {
     if (chance(4)) sampling.num_return_sequences = 3;
     if (chance(4)) sampling.repetition_penalty = 1.3f;
     if (chance(4)) sampling.presence_penalty = sampling.frequency_penalty = 0.5f;
+    if (chance(4)) sampling.prompt_ignore_length = 2;
     if (chance(4)) sampling.no_repeat_ngram_size = 2;
     if (chance(2)) request.end_id = token();
     if (chance(3)) request.stop_words = {{token()}, {token(), token()}};

@@ -96,6 +96,7 @@ TEST_F(CandidatesGpuTest, RulesAndTies) {
   row.bad_word_ends = word_ends;
   SamplingRow biased = row;
   biased.bias = bias;
+  biased.prompt_ignore_length = 2;
   expect_those_of_the_cpu(logits, {row, biased, row, biased});
 }
 

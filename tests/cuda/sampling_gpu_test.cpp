@@ -68,6 +68,7 @@ void add_penalties(OwnedRow& owned, Random& random) {
   row.repetition_penalty = one_of({1.0f, 1.3f, 0.7f}, random);
   row.presence_penalty = one_of({0.0f, 0.0f, 0.4f, -0.5f}, random);
   row.frequency_penalty = one_of({0.0f, 0.0f, 0.3f, -0.2f}, random);
+  row.prompt_ignore_length = one_of({0, 0, 1, row.prompt_length / 2, row.prompt_length, 1 << 30}, random);
 }
 
 void add_bans(OwnedRow& owned, int vocabulary, Random& random) {

@@ -79,6 +79,7 @@ SamplingConfig sampling(Dice& dice) {
   if (dice.chance(0.3)) config.repetition_penalty = static_cast<float>(dice.chance(0.7) ? 1.3 : dice.real());
   if (dice.chance(0.3)) config.presence_penalty = static_cast<float>(dice.real());
   if (dice.chance(0.2)) config.frequency_penalty = static_cast<float>(dice.real());
+  if (dice.chance(0.1)) config.prompt_ignore_length = static_cast<int>(dice.chance(0.8) ? 5 : dice.integer());
   if (dice.chance(0.1)) config.temperature = static_cast<float>(dice.real());
   if (dice.chance(0.1)) config.min_p = static_cast<float>(dice.real());
   if (dice.chance(0.1)) config.top_p = static_cast<float>(dice.real());

@@ -29,6 +29,7 @@ const std::vector<std::pair<std::string, DataType>> kInputs = {
     {"min_p", DataType::kFp32},
     {"repetition_penalty", DataType::kFp32},
     {"presence_penalty", DataType::kFp32},
+    {"prompt_ignore_length", DataType::kInt32},
     {"min_length", DataType::kInt32},
     {"seed", DataType::kUint64},
     {"no_repeat_ngram_size", DataType::kInt32},

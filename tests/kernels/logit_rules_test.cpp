@@ -40,8 +40,26 @@ TEST(LogitRules, RepetitionPenaltyCountsThePromptOncePerToken) {
   EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{0.5f, -2, 1, -4, 0.5f, 3}));
 }
 
-TEST(LogitRules, PresenceAndFrequencyCountTheGenerated) {
+TEST(LogitRules, PresenceAndFrequencyCountThePromptToo) {
   SamplingRow row = with_history();
+  row.presence_penalty = 0.25f;
+  EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{0.75f, -1.25f, 1.75f, -2.25f, 0.5f, 3}));
+  row.frequency_penalty = 0.5f;
+  EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{-0.25f, -2.75f, 1.25f, -2.75f, 0.5f, 3}));
+}
+
+TEST(LogitRules, IgnoredPromptTokensCountForRepetitionAlone) {
+  SamplingRow row = with_history();
+  row.frequency_penalty = 0.5f;
+  row.prompt_ignore_length = 1;
+  EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{0, -2.5f, 2, -2.5f, 0.5f, 3}));
+  row.repetition_penalty = 2;
+  EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{-0.5f, -3.5f, 1, -4.5f, 0.5f, 3}));
+}
+
+TEST(LogitRules, IgnoringMoreThanThePromptLeavesTheGenerated) {
+  SamplingRow row = with_history();
+  row.prompt_ignore_length = 1 << 30;
   row.presence_penalty = 0.25f;
   EXPECT_EQ(ruled(kLogits, row), (std::vector<float>{0.75f, -1.25f, 2, -2, 0.5f, 3}));
   row.presence_penalty = 0;

@@ -114,8 +114,9 @@ class Rules(LogitsProcessor):
         row += torch.tensor(request.embedding_bias)
         for token in set(tokens):
             row[token] *= request.repetition_penalty if row[token] <= 0 else 1 / request.repetition_penalty
-        for token in set(generated):
-            row[token] -= request.presence_penalty + request.frequency_penalty * generated.count(token)
+        counted = tokens[min(request.prompt_ignore_length, len(request.input_ids)) :]
+        for token in set(counted):
+            row[token] -= request.presence_penalty + request.frequency_penalty * counted.count(token)
         for *head, last in request.bad_words:
             if not head or tokens[-len(head) :] == head:
                 row[last] = -torch.inf
@@ -123,7 +124,8 @@ class Rules(LogitsProcessor):
             row[request.end_id] = -torch.inf
 
 
-def test_penalties_bans_and_bias_shape_the_beams(tmp_path):
+@pytest.mark.parametrize("ignored", [0, 5, 99])
+def test_penalties_bans_and_bias_shape_the_beams(tmp_path, ignored):
     checkpoint = make_llama(tmp_path / "llama")
     model = oracle.load(checkpoint)
     random = np.random.default_rng(6)
@@ -132,6 +134,7 @@ def test_penalties_bans_and_bias_shape_the_beams(tmp_path):
         repetition_penalty=1.3,
         presence_penalty=0.2,
         frequency_penalty=0.1,
+        prompt_ignore_length=ignored,
         bad_words=[[4], [8, 9], [11]],
         min_tokens=4,
         embedding_bias=(random.normal(size=101) * 0.3).astype(np.float32).tolist(),

@@ -39,6 +39,7 @@ TEST(RequestFields, Sampling) {
   EXPECT_EQ(stored_float("repetition_penalty", 1.5f).request.sampling.repetition_penalty, 1.5f);
   EXPECT_EQ(stored_float("presence_penalty", -1).request.sampling.presence_penalty, -1);
   EXPECT_EQ(stored_float("frequency_penalty", 2).request.sampling.frequency_penalty, 2);
+  EXPECT_EQ(stored_int("prompt_ignore_length", 7).request.sampling.prompt_ignore_length, 7);
   EXPECT_EQ(stored_int("num_return_sequences", 3).request.sampling.num_return_sequences, 3);
   EXPECT_EQ(stored_float("priority", 0.75f).request.priority, 0.75f);
 }

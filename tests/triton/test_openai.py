@@ -157,7 +157,10 @@ def test_sampling_parameters_reach_the_engine(complete, executor, tokenizer):
         (dict(temperature=0.8, seed=5), dict(temperature=0.8, top_p=1.0, seed=5)),
         (dict(temperature=1.3, top_p=0.7, seed=-1), dict(temperature=1.3, top_p=0.7, seed=2**64 - 1)),
         (dict(seed=3, temperature=None), dict(temperature=1.0, top_p=1.0, seed=3)),
-        (dict(frequency_penalty=1.5, presence_penalty=-0.5), dict(frequency_penalty=1.5, presence_penalty=-0.5)),
+        (
+            dict(frequency_penalty=1.5, presence_penalty=-0.5),
+            dict(frequency_penalty=1.5, presence_penalty=-0.5, prompt_ignore_length=len(ids)),
+        ),
         (
             dict(temperature=1, seed=1, extra_body=dict(top_k=3, min_p=0.1, repetition_penalty=1.2, min_tokens=4)),
             dict(top_k=3, top_p=1.0, seed=1, min_p=0.1, repetition_penalty=1.2, min_tokens=4),

@@ -173,6 +173,7 @@ SAMPLING = {
     "repetition_penalty": {"repetition_penalty": 1.5},
     "presence_penalty": {"presence_penalty": 2.0},
     "frequency_penalty": {"frequency_penalty": 2.0},
+    "prompt_ignore_length": {"frequency_penalty": 2.0, "prompt_ignore_length": 5},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
     "min_p": {"min_p": 0.1, "top_k": 30, "seed": 4},
 }

@@ -82,6 +82,7 @@ def test_streamed_rounds(drafting, greedy_text):
 def test_drawn_answers(drafting, executor, tokenizer, use_draft_logits):
     """Without draft logits they are those of the target alone; with them they repeat themselves."""
     options = {"top_k": 20, "temperature": 0.7, "seed": 9, "repetition_penalty": 1.1, "presence_penalty": 0.3}
+    options["prompt_ignore_length"] = 4
     request = Request(tokenizer.encode(PROMPT, True), 40, end_id=tokenizer.end_id, **options)
     alone = tokenizer.decode(executor.generate(request), True)
     options["random_seed"] = options.pop("seed")

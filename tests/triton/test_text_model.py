@@ -38,6 +38,8 @@ def test_same_answers_as_the_ensemble(served):
         "embedding_bias_words": ["\n", " def"],
         "embedding_bias_weights": [-2.5, 1.0],
         "repetition_penalty": 1.1,
+        "frequency_penalty": 0.4,
+        "prompt_ignore_length": 3,
     }
     expected = served.generate("ensemble", **fields).json
     assert answer(served, **fields) == (expected["text_output"], expected["finish_reason"])

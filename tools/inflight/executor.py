@@ -66,6 +66,7 @@ class Request:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    prompt_ignore_length: int = 0
     no_repeat_ngram_size: int = 0
     min_tokens: int = 1
     stop_words: list[list[int]] = dataclasses.field(default_factory=list)

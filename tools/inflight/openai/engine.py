@@ -30,6 +30,7 @@ _DTYPES: dict[str, tuple[str, type]] = {
     "min_p": ("FP32", np.float32),
     "presence_penalty": ("FP32", np.float32),
     "frequency_penalty": ("FP32", np.float32),
+    "prompt_ignore_length": ("INT32", np.int32),
     "repetition_penalty": ("FP32", np.float32),
     "min_tokens": ("INT32", np.int32),
     "seed": ("UINT64", np.uint64),

@@ -17,6 +17,8 @@ from inflight.openai.logprobs import TokenLogProb
 from inflight.openai.model import ServedModel
 from inflight.openai.requests import Body
 
+WHOLE_PROMPT = 2**31 - 1  # OpenAI's presence and frequency penalties count what was generated alone
+
 
 @dataclass(frozen=True)
 class Echo:
@@ -105,6 +107,7 @@ def _sampling(body: Body, model: ServedModel) -> dict[str, float]:
         "min_p": body.min_p,
         "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty,
+        "prompt_ignore_length": WHOLE_PROMPT if body.presence_penalty or body.frequency_penalty else None,
         "repetition_penalty": body.repetition_penalty,
         "min_tokens": body.min_tokens,
         "seed": secrets.randbits(64) if body.seed is None else body.seed % 2**64,

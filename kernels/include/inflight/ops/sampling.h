@@ -16,8 +16,9 @@ struct SamplingRow {
   float top_p = 1.0f;                // nucleus (Holtzman et al. 2019): smallest set whose probability reaches top_p
   float min_p = 0.0f;                // drops tokens less likely than min_p · the likeliest (Nguyen et al. 2024)
   float repetition_penalty = 1.0f;   // logit > 0: divided, else multiplied, for every token seen (Keskar et al. 2019)
-  float presence_penalty = 0.0f;     // subtracted once for every token generated so far
-  float frequency_penalty = 0.0f;    // subtracted per occurrence among the generated tokens
+  float presence_penalty = 0.0f;     // subtracted once for every token seen, ignored ones aside
+  float frequency_penalty = 0.0f;    // subtracted per occurrence, in prompt and generated tokens, ignored ones aside
+  int prompt_ignore_length = 0;      // so many leading prompt tokens are ignored by these two; more than it has: all
   int no_repeat_ngram_size = 0;      // 0 = off; else no n-gram of history occurs twice
   int min_tokens = 0;                // least number of generated tokens, end ids not counted, stop words counted
   std::span<const int32_t> end_ids;  // banned while fewer than min_tokens are generated, pending ones counted
@@ -40,6 +41,8 @@ struct SamplingRow {
   float draft_threshold = 0.0f;  // 0 = none
   int num_candidates = 0;  // > 0: a beam, whose best tokens are wanted instead of one: best_candidates takes the row
 
+  /// The first place of history that the presence and frequency penalties count.
+  int penalised_from() const { return prompt_ignore_length < prompt_length ? prompt_ignore_length : prompt_length; }
   /// Whether the draft's logits decide: for a greedy row they say no more than the token does.
   bool verifies_draft() const { return !draft_logits.empty() && temperature != 0 && top_k != 1; }
 };
