@@ -46,8 +46,14 @@ std::span<const std::byte> texts_of_row(const InputTensor& tensor, int64_t first
 }  // namespace
 
 int64_t InputTensor::elements() const {
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
+  const auto most = static_cast<int64_t>(bytes.size());  // an element takes a byte or more
   int64_t count = 1;
-  for (const int64_t dim : shape) count *= dim;
+  for (const int64_t dim : shape) {
+    check(dim > 0 && count <= most / dim, ErrorCode::kInvalidArgument, "input ", name, " is ", describe(*this),
+          " but has ", most, " bytes");
+    count *= dim;
+  }
   return count;
 }
 

@@ -22,6 +22,7 @@ struct InputTensor {
   std::span<const std::byte> bytes;  // valid while the request and `storage` live
   std::vector<std::byte> storage;    // used when the server holds the tensor in several pieces
 
+  /// By the shape. Throws kInvalidArgument for a shape of more elements than there are bytes, or below zero.
   int64_t elements() const;
 };
 

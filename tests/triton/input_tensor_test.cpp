@@ -69,6 +69,20 @@ TEST(RowValue, BufferAndShapeMustAgree) {
                [&] { RowValue(it, 0, 1); });
 }
 
+TEST(RowValue, ShapesOfMoreElementsThanBytes) {
+  constexpr int64_t kHuge = int64_t{1} << 62;  // four times as many are 0 of 64 bits
+  for (const std::vector<int64_t>& shape :
+       std::vector<std::vector<int64_t>>{{1, kHuge}, {4, kHuge}, {1, -1}, {-1, -1}}) {
+    TRITONBACKEND_Request request{{input(DataType::kInt32, shape, {""})}};
+    const InputTensor it = tensor(request);
+    expect_error(ErrorCode::kInvalidArgument, "input x is " + describe(it) + " but has 0 bytes",
+                 [&] { RowValue(it, 0, 1); });
+  }
+  TRITONBACKEND_Request request{{input(DataType::kInt32, {kHuge, kHuge, 0}, {""})}};
+  const InputTensor it = tensor(request);
+  EXPECT_EQ(RowValue(it, 0, 1).elements(), 0);
+}
+
 TEST(RowValue, TextsOfRows) {
   TRITONBACKEND_Request request{{input(DataType::kBytes, {2, 2}, {serialized({"", "", "json", ""})})}};
   const InputTensor it = tensor(request);
