@@ -8,6 +8,7 @@
 #include "backend/half.h"
 #include "backend/triton.h"
 #include "backend/word_list.h"
+#include "inflight_batcher/api/limits.h"
 
 namespace inflight::backend {
 
@@ -65,7 +66,7 @@ const RequestField kFields[] = {
     {"request_output_len", DataType::kInt32, Use::kStore,
      [](Value v, Row r) { r.max_tokens = v.scalar_at_least<int32_t>(1); }},
     {"num_return_sequences", DataType::kInt32, Use::kStore,
-     [](Value v, Row r) { r.request.sampling.num_return_sequences = v.scalar_at_least<int32_t>(1); }},
+     [](Value v, Row r) { r.request.sampling.num_return_sequences = v.scalar_in<int32_t>(1, kMaxReturnSequences); }},
     {"end_id", DataType::kInt32, Use::kStore, store_end_id},
     {"ignore_eos", DataType::kBool, Use::kStore, [](Value v, Row r) { r.ignore_eos = v.flag(); }},
     {"stop_words_list", DataType::kInt32, Use::kStore,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "inflight_batcher/api/limits.h"
 #include "inflight_batcher/executor/kv_requests.h"
 #include "inflight_batcher/executor/prompt_tuning.h"
 
@@ -55,7 +56,7 @@ void check_prompt_tokens(const Request& request, int vocabulary) {
 
 void check_sampling(const SamplingConfig& sampling) {
   constexpr double kMaxPenalty = 1e6;
-  check_range("num_return_sequences", sampling.num_return_sequences, 1, 1024);
+  check_range("num_return_sequences", sampling.num_return_sequences, 1, kMaxReturnSequences);
   check_range("temperature", sampling.temperature, 0.0, kMaxPenalty);
   check_range("top_k", sampling.top_k, 0, INT32_MAX);
   require(!std::isnan(sampling.top_p) && sampling.top_p <= 1.0f, "top_p is ", sampling.top_p, ", wanted at most 1");

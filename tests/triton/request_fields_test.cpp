@@ -44,6 +44,15 @@ TEST(RequestFields, Sampling) {
   EXPECT_EQ(stored_float("priority", 0.75f).request.priority, 0.75f);
 }
 
+/// Before anything is kept for each of them.
+TEST(RequestFields, SequencesAreLimited) {
+  EXPECT_EQ(stored_int("num_return_sequences", 1024).request.sampling.num_return_sequences, 1024);
+  for (const int wrong : {0, 1025, INT32_MAX})
+    expect_error(ErrorCode::kInvalidArgument,
+                 "input num_return_sequences is " + std::to_string(wrong) + "; wanted 1 to 1024",
+                 [&] { stored_int("num_return_sequences", wrong); });
+}
+
 TEST(RequestFields, TopPIsClamped) {
   EXPECT_EQ(stored_float("runtime_top_p", 0.9f).request.sampling.top_p, 0.9f);
   EXPECT_EQ(stored_float("runtime_top_p", 1.5f).request.sampling.top_p, 1.0f);
