@@ -111,7 +111,7 @@ std::chrono::microseconds request_timeout(TRITONBACKEND_Request* request) {
   if (TRITONBACKEND_InferenceRequestTimeoutMicroseconds != nullptr) {
     require_ok(TRITONBACKEND_InferenceRequestTimeoutMicroseconds(request, &timeout));
   }
-  return std::chrono::microseconds(timeout);
+  return std::chrono::microseconds(std::min<uint64_t>(timeout, INT64_MAX));
 }
 
 OutputSet requested_outputs(TRITONBACKEND_Request* request, bool has_texts) {

@@ -6,6 +6,18 @@
 
 namespace inflight {
 
+namespace {
+
+/// The clock's end where the time-out goes beyond it.
+std::chrono::steady_clock::time_point deadline_in(std::chrono::microseconds timeout) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point now = Clock::now();
+  const auto left = std::chrono::duration_cast<std::chrono::microseconds>(Clock::time_point::max() - now);
+  return timeout < left ? now + timeout : Clock::time_point::max();
+}
+
+}  // namespace
+
 const char* name_of(FinishReason reason) {
   switch (reason) {
     case FinishReason::kNotFinished: return "";
@@ -87,7 +99,7 @@ RequestId Executor::Impl::submit(Request request, Callback callback) {
   state->callback = std::move(callback);
   state->arrival_ns = steady_ns();
   state->sequences_left = state->request.sampling.num_return_sequences;
-  if (state->request.timeout.count() > 0) state->deadline = std::chrono::steady_clock::now() + state->request.timeout;
+  if (state->request.timeout.count() > 0) state->deadline = deadline_in(state->request.timeout);
   resolve_words(*state, engine_.plan());
   state->vocabulary_size = model_.vocabulary_size;
   state->kv_policy = kv_policy_of(state->request, model_.vocabulary_size);

@@ -172,7 +172,7 @@ void BlockCache::enter_cache(Node node) {
   nodes_[node].cached = true;
   queue_if_leaf(node);
   const Retention& retention = nodes_[node].retention;
-  if (retention.duration_ms) expiring_.push(node, now_ms_ + *retention.duration_ms);
+  if (retention.duration_ms) expiring_.push(node, now_ms_ + std::min(*retention.duration_ms, INT64_MAX - now_ms_));
 }
 
 void BlockCache::leave_cache(Node node) {

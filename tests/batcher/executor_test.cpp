@@ -70,6 +70,15 @@ TEST_P(ExecutorLifeTest, CallbacksMayUseTheExecutorEvenWhileItIsDestroyed) {
   EXPECT_GT(refused, 0);
 }
 
+TEST_P(ExecutorLifeTest, ATimeoutBeyondTheClockIsNone) {
+  const auto executor = make(config());
+  for (const int64_t divisor : {1, 10, 1000}) {
+    Request request = make_request(kPrompt, 5);
+    request.timeout = std::chrono::microseconds(INT64_MAX / divisor);
+    EXPECT_EQ(ask(*executor, request)->wait().finish_reason, FinishReason::kLength) << divisor;
+  }
+}
+
 TEST_P(ExecutorLifeTest, AnIdleExecutorHoldsOnToNoRequest) {
   const auto executor = make(config());
   auto token = std::make_shared<int>(0);

@@ -150,6 +150,15 @@ TEST_F(KvRetentionTest, PriorityLastsForItsDurationFromTheRelease) {
   EXPECT_EQ(known_blocks(prompt(16, 200)), 4);
 }
 
+TEST_F(KvRetentionTest, ADurationBeyondTheClockIsForGood) {
+  cache_.set_time(1000);
+  run(prompt(16, 0), {{0, std::nullopt, {80, INT64_MAX}}});
+  cache_.set_time(INT64_MAX - 1);
+  run(prompt(16, 100));
+  run(prompt(16, 200));
+  EXPECT_EQ(known_blocks(prompt(16, 0)), 4);
+}
+
 TEST_F(KvRetentionTest, UseStartsTheDurationAnew) {
   run(prompt(16, 0), {{0, std::nullopt, {80, 50}}});
   cache_.set_time(40);
