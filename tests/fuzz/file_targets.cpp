@@ -49,7 +49,8 @@ void change(Dice& dice, json& document) {
   }
   if (here->is_number() && dice.chance(0.6)) {
     const int64_t shift = dice.pick(std::vector<int64_t>{-1, 1, 3, -7, 64, 1000});
-    *here = here->is_number_integer() ? json(here->get<int64_t>() + shift) : json(here->get<double>() * -2);
+    const auto shifted = [&] { return static_cast<int64_t>(here->get<uint64_t>() + static_cast<uint64_t>(shift)); };
+    *here = here->is_number_integer() ? json(shifted()) : json(here->get<double>() * -2);
   } else if (here != &document) {
     *here = strange(dice, document);
   }

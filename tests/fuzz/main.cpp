@@ -92,7 +92,7 @@ Options read_options(int argc, char** argv) {
 int run_all(const Options& options) {
   watch_for_the_end();
   std::vector<NamedTarget> targets;
-  for (auto* group : {request_targets, file_targets, executor_targets})
+  for (auto* group : {request_targets, text_targets, file_targets, executor_targets})
     for (NamedTarget& target : group()) targets.push_back(std::move(target));
   int findings = 0;
   bool found = false;

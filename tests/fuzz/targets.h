@@ -27,6 +27,7 @@ struct NamedTarget {
 };
 
 std::vector<NamedTarget> request_targets();
+std::vector<NamedTarget> text_targets();
 std::vector<NamedTarget> file_targets();
 std::vector<NamedTarget> executor_targets();
 

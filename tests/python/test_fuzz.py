@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 PROGRAM = Path(__file__).resolve().parents[2] / "build/tests/fuzz_tests"
-TARGETS = 9
+TARGETS = 12
 
 
 def test_random_input_is_served_or_refused():
