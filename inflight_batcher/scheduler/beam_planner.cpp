@@ -82,13 +82,6 @@ std::vector<int> Scheduler::Impl::continue_beams(SequenceId id, std::span<const 
   return lanes;
 }
 
-/// Blocks of a sequence of so many tokens when its beams share no more than the prompt's whole blocks.
-int Scheduler::Impl::blocks_of(int prompt_tokens, int total_tokens, int beams) const {
-  const int blocks = kv_cache_.blocks_for(total_tokens);
-  const int shared = std::min(prompt_tokens / block_size_, blocks);
-  return shared + beams * (blocks - shared);
-}
-
 bool Scheduler::Impl::can_advance_beams(const Sequence& sequence) const {
   const auto waits = [](const Lane& lane) { return lane.lives() && lane.pending() > 0; };
   return sequence.has_beams() && !sequence.in_flight() && !sequence.has_all_tokens() &&

@@ -26,6 +26,7 @@ Scheduler::Config checked(const Scheduler::Config& config) {
 
 Scheduler::Impl::Impl(const Config& config, KvCacheManager& kv_cache)
     : config_(checked(config)),
+      capacity_(config, kv_cache.config()),
       block_size_(kv_cache.config().block_size),
       items_limit_(config.plan_ahead ? 2 : 1),
       kv_cache_(kv_cache),
@@ -45,8 +46,8 @@ void Scheduler::Impl::add(NewSequence added) {
   check(added.drafts.empty() || added.beam_width == 1, ErrorCode::kInvalidArgument, "sequence ", added.id, " has ",
         added.drafts.size(), " drafts and ", added.beam_width, " beams, wanted no drafts with beams");
   std::string why;
-  check(fits(prompt_tokens, added.max_total_tokens, &why, added.beam_width), ErrorCode::kInvalidArgument, "sequence ",
-        added.id, ": ", why);
+  check(capacity_.fits(prompt_tokens, added.max_total_tokens, &why, added.beam_width), ErrorCode::kInvalidArgument,
+        "sequence ", added.id, ": ", why);
   const auto [place, is_new] = sequences_.try_emplace(added.id);
   check(is_new, ErrorCode::kAlreadyExists, "sequence ", added.id, " exists already");
   Sequence& sequence = place->second;
@@ -62,28 +63,6 @@ void Scheduler::Impl::add(NewSequence added) {
   if (added.beam_width > 1) sequence.beams->lanes.resize(added.beam_width);
   sequence.arrival = next_arrival_++;
   waiting_.insert(&sequence);
-}
-
-bool Scheduler::Impl::fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width) const {
-  const auto refuse = [why](const std::string& text) {
-    if (why) *why = text;
-    return false;
-  };
-  if (beam_width > std::min(config_.max_batch_size, config_.max_num_tokens))
-    return refuse(concat(beam_width, " beams exceed max_batch_size ", config_.max_batch_size, " or max_num_tokens ",
-                         config_.max_num_tokens));
-  const int blocks = blocks_of(prompt_tokens, max_total_tokens - 1, beam_width);
-  if (blocks > kv_cache_.config().num_blocks) {
-    return refuse(concat(max_total_tokens, " tokens", beam_width > 1 ? " of each beam" : "", " need ", blocks,
-                         " KV blocks of ", block_size_, " tokens, the pool has ", kv_cache_.config().num_blocks));
-  }
-  const bool recomputes = !is_guaranteed();
-  const int context = recomputes ? std::max(prompt_tokens, max_total_tokens - 1) : prompt_tokens;
-  if (!config_.enable_chunked_context && context > config_.max_num_tokens) {
-    return refuse(concat("without chunked context ", recomputes ? "recomputing " : "a prompt of ", context,
-                         " tokens exceeds max_num_tokens ", config_.max_num_tokens));
-  }
-  return true;
 }
 
 void Scheduler::Impl::complete(const Item& item, std::span<const TokenId> sampled) {
@@ -187,13 +166,14 @@ void Scheduler::Impl::leave(Sequence& sequence) {
 }
 
 Scheduler::Scheduler(const Config& config, KvCacheManager& kv_cache)
-    : impl_(std::make_unique<Impl>(config, kv_cache)) {}
+    : impl_(std::make_unique<Impl>(config, kv_cache)),
+      capacity_(std::make_unique<CapacityCheck>(config, kv_cache.config())) {}
 Scheduler::~Scheduler() = default;
 
 void Scheduler::add(NewSequence sequence) { impl_->add(std::move(sequence)); }
 
 bool Scheduler::fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width) const {
-  return impl_->fits(prompt_tokens, max_total_tokens, why, beam_width);
+  return capacity_->fits(prompt_tokens, max_total_tokens, why, beam_width);
 }
 
 Scheduler::Step Scheduler::plan() {

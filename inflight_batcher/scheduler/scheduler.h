@@ -112,7 +112,7 @@ class Scheduler {
 
   /// Whether a sequence of so many tokens could ever run alone: its blocks and, without chunking, its prompt (under
   /// max_utilization also its longest recomputation) fit the budgets, and so do its beams. When not, *why names both
-  /// numbers. The last token is never computed, so it counts for neither.
+  /// numbers. The last token is never computed, so it counts for neither. May be called from any thread.
   bool fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width = 1) const;
 
   /// Plans the next step and marks its sequences as in flight: they are left alone until complete(), or planned once
@@ -161,6 +161,7 @@ class Scheduler {
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;
+  std::unique_ptr<const class CapacityCheck> capacity_;  // outlives resets
 };
 
 }  // namespace inflight

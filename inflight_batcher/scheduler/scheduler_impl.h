@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "inflight_batcher/scheduler/capacity_check.h"
 #include "inflight_batcher/scheduler/scheduler.h"
 #include "inflight_batcher/scheduler/sequence.h"
 
@@ -18,7 +19,6 @@ class Scheduler::Impl {
 
   std::unique_ptr<Impl> fresh() const { return std::make_unique<Impl>(config_, kv_cache_); }
   void add(NewSequence added);
-  bool fits(int prompt_tokens, int max_total_tokens, std::string* why, int beam_width) const;
   void plan_into(Step& step);
   void complete(const Item& item, std::span<const TokenId> sampled);
   std::vector<int> continue_beams(SequenceId id, std::span<const BeamChoice> choices);
@@ -44,7 +44,6 @@ class Scheduler::Impl {
   void release_if_landed(Sequence& sequence);
 
   // beam_planner.cpp
-  int blocks_of(int prompt_tokens, int total_tokens, int beams) const;
   bool can_advance_beams(const Sequence& sequence) const;
   void plan_beams(Sequence& sequence, Step& step);
   bool lay_out(Sequence& sequence, Step& step);
@@ -85,6 +84,7 @@ class Scheduler::Impl {
   void check_running(const Sequence& sequence) const;
 
   const Config config_;
+  const CapacityCheck capacity_;
   const int block_size_;
   const int items_limit_;  // of one sequence in flight
   KvCacheManager& kv_cache_;

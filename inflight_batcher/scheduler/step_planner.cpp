@@ -199,7 +199,7 @@ int Scheduler::Impl::capacity_wanted(const Sequence& sequence) const {
 
 /// The same in blocks, those of all beams.
 int Scheduler::Impl::blocks_wanted(const Sequence& sequence) const {
-  return blocks_of(sequence.size(), capacity_wanted(sequence), sequence.width());
+  return capacity_.blocks_of(sequence.size(), capacity_wanted(sequence), sequence.width());
 }
 
 bool Scheduler::Impl::has_budget(const Sequence& sequence, const Step& step) const {
