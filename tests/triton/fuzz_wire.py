@@ -1,201 +1,189 @@
 """Random requests to a live server, over HTTP and gRPC: each is answered, the server stays healthy and keeps nothing.
 
-As a program: --cases N --seed S, with a server of its own.
+As a program: --cases N --seed S, with a server of its own; --first I starts at a case, --show prints the errors' texts.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from inflight.soak.watch import held_back, resident_bytes
+from fuzz_requests import Declared, Model, grpc_request, json_body, sound_tensors
+from inflight.soak.watch import Memory, held_back
 from inflight.soak.wire import Addresses, Wire
 
-MODELS = ("tensorrt_llm", "ensemble")
-PATIENCE_S = 60.0
+MODELS = ("tensorrt_llm", "tensorrt_llm", "inflight_text", "inflight_text", "ensemble", "tensorrt_llm_bls")
+PATIENCE_S = 120.0
 CONCURRENCY = 16
-MOST_NESTED = 10_000  # lists in lists: some 100,000 overflow the stack of server 2.51's JSON reader, and it dies
-DTYPES = ("INT32", "FP32", "BOOL", "UINT64", "BYTES", "INT64", "FP16", "UINT8", "FP64", "BF16", "NOPE")
-NAMES = {
-    "tensorrt_llm": (
-        "input_ids input_lengths request_output_len end_id pad_id stop_words_list bad_words_list embedding_bias "
-        "beam_width temperature runtime_top_k runtime_top_p min_p repetition_penalty presence_penalty min_length seed "
-        "num_return_sequences return_log_probs return_context_logits streaming stop no_repeat_ngram_size priority "
-        "prompt_embedding_table prompt_table_extra_ids draft_input_ids retention_token_range_starts lora_task_id "
-        "surprise"
-    ),
-    "ensemble": (
-        "text_input max_tokens bad_words stop_words end_id top_k top_p temperature repetition_penalty seed stream stop "
-        "beam_width return_log_probs embedding_bias_words embedding_bias_weights num_return_sequences ignore_eos"
-    ),
-}
-# What most of a case is made of, so that the rest of it is looked at.
-SOUND = {
-    "tensorrt_llm": {
-        "input_ids": ("INT32", [1, 3], np.array([5, 6, 7], np.int32).tobytes()),
-        "input_lengths": ("INT32", [1, 1], np.int32(3).tobytes()),
-        "request_output_len": ("INT32", [1, 1], np.int32(4).tobytes()),
-    },
-    "ensemble": {
-        "text_input": ("BYTES", [1, 1], b"\x06\0\0\0def f("),
-        "max_tokens": ("INT32", [1, 1], np.int32(3).tobytes()),
-    },
-}
-SOUND_JSON = {
-    "tensorrt_llm": {"input_ids": [5, 6, 7], "input_lengths": 3, "request_output_len": 4},
-    "ensemble": {"text_input": "def f(", "max_tokens": 3},
-}
-NUMBERS = (0, 1, -1, 2, 7, 255, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63), 2**64 - 1)
-REALS = (0.0, -0.0, 1.5, -1.0, float("nan"), float("inf"), float("-inf"), 1e-45, 3.4e38, -1e30)
+MOST_FINDINGS = 10
+MOST_GROWTH = 32 << 20  # bytes of memory in the second half
+MOST_MEMORY = 4 << 30
+# What a client's request must never bring about, in the text of an error.
+WORDS_OF_A_FINDING = re.compile(r"\[INTERNAL\]|Stub process|Traceback|std::|bad_alloc|[Ii]nternal error")
 
 
 @dataclass
 class Fuzz:
-    """`counts`: answers by protocol and kind. `findings`: what must not happen."""
+    """`counts`: answers by protocol and kind. `errors`: their texts, numbers left out. `findings`: what must not be."""
 
     counts: Counter = field(default_factory=Counter)
+    errors: Counter = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
 
-
-def _number(rng: random.Random) -> float | int:
-    return rng.choice(REALS) if rng.random() < 0.3 else rng.choice(NUMBERS)
-
-
-def _raw(rng: random.Random, dtype: str, count: int) -> bytes:
-    if dtype == "BYTES":
-        texts = [rng.randbytes(rng.randint(0, 12)) for _ in range(count)]
-        lengths = [len(text) if rng.random() < 0.95 else rng.choice((0, 5, 2**31, 2**32 - 1)) for text in texts]
-        return b"".join(length.to_bytes(4, "little") + text for length, text in zip(lengths, texts, strict=True))
-    kinds = {"INT32": "<i4", "FP32": "<f4", "BOOL": "u1", "UINT64": "<u8", "INT64": "<i8", "FP64": "<f8", "UINT8": "u1"}
-    kind = np.dtype(kinds.get(dtype, "<u2"))
-    with np.errstate(all="ignore"):
-        if kind.kind == "f":
-            return np.array([_number(rng) for _ in range(count)], np.float64).astype(kind).tobytes()
-        size = kind.itemsize
-        return b"".join((rng.choice(NUMBERS) & (256**size - 1)).to_bytes(size, "little") for _ in range(count))
+    def refused(self, protocol: str, text: str) -> str:
+        """The finding, if the text is one."""
+        self.counts[f"{protocol} refused"] += 1
+        self.errors[re.sub(r"-?\d[\d.e+]*", "#", text)[:160]] += 1
+        return text[:600] if WORDS_OF_A_FINDING.search(text) else ""
 
 
-def _tensor(rng: random.Random, sound: tuple | None) -> tuple[str, list[int], bytes]:
-    dtype = sound[0] if sound and rng.random() < 0.8 else rng.choice(DTYPES)
-    shape = [1] + [rng.choice((1, 1, 1, 0, 2, 3, 8)) for _ in range(rng.choice((1, 1, 1, 2, 0, 3)))]
-    count = min(int(np.prod(shape)), 4096)
-    data = _raw(rng, dtype, count)
-    if rng.random() < 0.1:
-        shape[rng.randrange(len(shape))] = rng.choice((-1, 0, 5, 2**31, 2**62))
-    if rng.random() < 0.1:
-        data = data[: rng.randint(0, len(data))] + rng.randbytes(rng.randint(0, 5))
-    return dtype, shape, data
+class Fuzzer:
+    """Asks one server. `inputs`: of each model, as the server declares them."""
 
+    def __init__(self, addresses: Addresses, channel: grpc.aio.Channel, inputs: dict[str, Model]):
+        self.fuzz = Fuzz()
+        self._host, port = addresses.http.rsplit(":", 1)
+        self._port = int(port)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._inputs = inputs
 
-def grpc_request(rng: random.Random, model: str) -> service_pb2.ModelInferRequest:
-    tensors = dict(SOUND[model])
-    if rng.random() < 0.1:
-        tensors.pop(rng.choice(list(tensors)))
-    for name in rng.sample(NAMES[model].split(), rng.randint(0, 3)):
-        tensors[name] = _tensor(rng, SOUND[model].get(name))
-    request = service_pb2.ModelInferRequest(model_name=model, id=rng.choice(("", "", "twice", "é" * 40)))
-    request.parameters["triton_enable_empty_final_response"].bool_param = True
-    if rng.random() < 0.05:
-        request.parameters["request_type"].string_param = rng.choice(("context_only", "?", ""))
-    for name, (dtype, shape, data) in tensors.items():
-        tensor = request.inputs.add()
-        tensor.name, tensor.datatype = name, dtype
-        tensor.shape.extend(shape)
-        request.raw_input_contents.append(data)
-    if rng.random() < 0.03 and request.raw_input_contents:
-        request.raw_input_contents.pop()
-    return request
+    async def ask(self, seed: int, case: int) -> None:
+        """Half of the cases over each protocol."""
+        rng = random.Random(f"{seed} {case}")
+        model = rng.choice(MODELS)
+        protocol, ask = ("HTTP", self._ask_http) if case % 2 else ("gRPC", self._ask_grpc)
+        if finding := await ask(rng, model):
+            self.fuzz.findings.append(f"{protocol}, {model}, seed {seed}, case {case}: {finding}")
 
+    async def sound_answers(self) -> dict[str, bytes]:
+        """What each model says to a request that is right."""
+        answers = {}
+        for model in self._inputs:
+            request = service_pb2.ModelInferRequest(model_name=model)
+            for name, (dtype, shape, data) in sound_tensors(model).items():
+                request.inputs.add(name=name, datatype=dtype, shape=shape)
+                request.raw_input_contents.append(data)
+            try:
+                (answer,) = [it async for it in self._stream(request)]
+            except grpc.aio.AioRpcError as error:
+                answers[model] = str(error.code()).encode()
+                continue
+            raw = answer.infer_response.raw_output_contents
+            names = [it.name for it in answer.infer_response.outputs]
+            wanted = "output_ids" if "output_ids" in names else "text_output"
+            answers[model] = raw[names.index(wanted)] if wanted in names else answer.error_message.encode()
+        return answers
 
-def _json_value(rng: random.Random, depth: int = 0) -> object:
-    kind = rng.randrange(9 if depth < 3 else 6)
-    if kind < 2:
-        return _number(rng)
-    if kind < 6:
-        return rng.choice((None, True, "", "x", "\u0000", "é😀", "a" * 3000, "\ud800", "{}"))
-    if kind < 8:
-        return [_json_value(rng, depth + 1) for _ in range(rng.randint(0, 4))]
-    return {"a": _json_value(rng, depth + 1)}
-
-
-def json_body(rng: random.Random, model: str) -> bytes:
-    fields = dict(SOUND_JSON[model])
-    for name in rng.sample(NAMES[model].split(), rng.randint(0, 3)):
-        fields[name] = _json_value(rng)
-    if rng.random() < 0.1:
-        fields.pop(rng.choice(list(fields)))
-    body = json.dumps(fields).encode()
-    if rng.random() < 0.2:  # bytes flipped, cut or doubled
-        place = rng.randrange(len(body))
-        body = rng.choice((body[:place], body[:place] + rng.randbytes(2) + body[place + 1 :], body + body[place:]))
-    return b"[" * MOST_NESTED if rng.random() < 0.001 else body
-
-
-async def _ask_grpc(fuzz: Fuzz, rng: random.Random, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> None:
-    call = stub.ModelStreamInfer(timeout=PATIENCE_S)
-    await call.write(grpc_request(rng, rng.choice(MODELS)))
-    await call.done_writing()
-    answers = 0
-    try:
+    async def _stream(
+        self, request: service_pb2.ModelInferRequest
+    ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
+        call = self._stub.ModelStreamInfer(timeout=PATIENCE_S)
+        await call.write(request)
+        await call.done_writing()
         async for answer in call:
-            answers += 1
-            kind = "refused" if answer.error_message else "answered"
-        fuzz.counts["gRPC " + (kind if answers else "nothing")] += 1
-    except grpc.aio.AioRpcError as error:
-        if error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
-            fuzz.findings.append(f"gRPC: {error.code()} {error.details()}")
-        fuzz.counts["gRPC refused"] += 1
+            yield answer
+
+    async def _ask_grpc(self, rng: random.Random, model: str) -> str:
+        request = grpc_request(rng, model, self._inputs[model])
+        error, outputs = "", 0
+        try:
+            async for answer in self._stream(request):
+                outputs += len(answer.infer_response.outputs)
+                error = answer.error_message or error
+        except grpc.aio.AioRpcError as failure:
+            error = f"{failure.code()} {failure.details()}"
+            if failure.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                return error
+        if error:
+            return self.fuzz.refused("gRPC", error)
+        # A stop order for an id ends all requests of that id, empty where nothing has come yet.
+        return self._answered("gRPC", model, outputs > 0 or bool(request.id), {it.name for it in request.inputs})
+
+    async def _ask_http(self, rng: random.Random, model: str) -> str:
+        body = json_body(rng, model, self._inputs[model])
+        path = rng.choice(("generate", "generate_stream", "generate_stream", "infer"))
+        head = f"POST /v2/models/{model}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        try:
+            status, answer = await self._exchange(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        except (asyncio.TimeoutError, OSError, EOFError) as error:
+            return f"{error!r} to {path} {body[:300]!r}"
+        if status == b"200" and b'{"error":' not in answer:
+            return self._answered("HTTP", model, b'"model_name"' in answer, _keys(body))
+        return self.fuzz.refused("HTTP", answer.decode(errors="replace"))
+
+    def _answered(self, protocol: str, model: str, with_content: bool, names: set[str]) -> str:
+        self.fuzz.counts[f"{protocol} {'answered' if with_content else 'empty'}"] += 1
+        # Server 2.51 starts no step of an ensemble that lacks an input, and says nothing.
+        lacking = model == "ensemble" and not names.issuperset(sound_tensors(model))
+        return "" if with_content or lacking or "stop" in names else f"nothing at all to {sorted(names)}"
+
+    async def _exchange(self, message: bytes) -> tuple[bytes, bytes]:
+        """Status and body. Raises EOFError when the connection ends before its end."""
+        reader, writer = await asyncio.open_connection(self._host, self._port, limit=1 << 24)
+        try:
+            writer.write(message)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
+            length = re.search(rb"content-length: *(\d+)", head.lower())
+            rest = reader.readexactly(int(length[1])) if length else reader.readuntil(b"0\r\n\r\n")
+            return head.split()[1], await asyncio.wait_for(rest, PATIENCE_S)
+        finally:
+            writer.transport.abort()
 
 
-async def _ask_http(fuzz: Fuzz, rng: random.Random, address: str) -> None:
-    host, port = address.rsplit(":", 1)
-    model = rng.choice(MODELS)
-    body, path = json_body(rng, model), rng.choice(("generate", "generate_stream", "generate_stream", "infer"))
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        writer.write(f"POST /v2/models/{model}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode())
-        writer.write(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        status = (await asyncio.wait_for(reader.readline(), PATIENCE_S)).split()
-        if len(status) < 2:
-            fuzz.findings.append(f"HTTP: the connection ends without an answer to {path} {body[:300]!r}")
-        else:
-            fuzz.counts["HTTP answered" if status[1] == b"200" else "HTTP refused"] += 1
-    except (asyncio.TimeoutError, ConnectionError) as error:
-        fuzz.findings.append(f"HTTP: {error!r} to {path} {body[:300]!r}")
-    finally:
-        writer.transport.abort()
+def _keys(body: bytes) -> set[str]:
+    return set(re.findall(r'"(\w+)":', body.decode(errors="replace")))
 
 
-async def fuzz_server(addresses: Addresses, cases: int, seed: int, period: int = 5000) -> Fuzz:
-    """Half of the cases over each protocol. Says every `period` cases how far it is."""
-    fuzz, left = Fuzz(), iter(range(cases))
+async def declared_inputs(channel: grpc.aio.Channel, model: str) -> Model:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(name=model))
+    return {it.name: Declared(it.datatype, tuple(it.shape[1:])) for it in metadata.inputs}
 
-    async def ask_on(stub: service_pb2_grpc.GRPCInferenceServiceStub) -> None:
-        for case in left:
-            rng = random.Random(f"{seed} {case}")
-            found = len(fuzz.findings)
-            await (_ask_http(fuzz, rng, addresses.http) if case % 2 else _ask_grpc(fuzz, rng, stub))
-            if len(fuzz.findings) > found:
-                fuzz.findings[-1] += f" (seed {seed}, case {case})"
-            if case and case % period == 0:
-                print(case, "cases", dict(fuzz.counts), flush=True)
-            if len(fuzz.findings) > 10:
-                return
 
+async def fuzz_server(
+    addresses: Addresses, cases: int, seed: int, first: int = 0, pid: int | None = None, period: int = 5000
+) -> Fuzz:
+    """`pid`: of the server, where its memory counts. Says every `period` cases how far it is."""
+    memory = Memory(pid) if pid else None
     async with grpc.aio.insecure_channel(addresses.grpc) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        await asyncio.gather(*(ask_on(stub) for _ in range(CONCURRENCY)))
+        fuzzer = Fuzzer(addresses, channel, {model: await declared_inputs(channel, model) for model in MODELS})
+        fuzz, before = fuzzer.fuzz, await fuzzer.sound_answers()
+        left = iter(range(first, first + cases))
+
+        async def ask_on() -> None:
+            for case in left:
+                await fuzzer.ask(seed, case)
+                if case % period == period - 1:
+                    size = f", {memory.samples[-1][1] >> 20} MiB" if memory else ""
+                    print(case + 1, "cases", dict(fuzz.counts), f"{len(fuzz.findings)} findings{size}", flush=True)
+                if memory and memory.samples[-1][1] > MOST_MEMORY:
+                    fuzz.findings.append(f"{memory.samples[-1][1] >> 20} MiB of memory around case {case}")
+                if len(fuzz.findings) >= MOST_FINDINGS:
+                    return
+
+        watching = asyncio.create_task(memory.watch()) if memory else None
+        await asyncio.gather(*(ask_on() for _ in range(CONCURRENCY)))
+        if watching:
+            watching.cancel()
+            if memory.growth > MOST_GROWTH:
+                fuzz.findings.append(f"memory grew by {memory.growth / 2**20:.1f} MiB in the second half")
+        after = await fuzzer.sound_answers()
+        fuzz.findings += [
+            f"{model} says {after[model]!r}, before {before[model]!r}"
+            for model in before
+            if after[model] != before[model]
+        ]
     async with Wire(addresses) as wire:
         held = await held_back(wire, PATIENCE_S)
     fuzz.findings += [f"{name} is still {value}" for name, value in held.items()]
@@ -210,18 +198,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
-    model = Path(__file__).resolve().parents[1] / "demo_model/python-7m"
+    models = Path(__file__).resolve().parents[1] / "demo_model"
     with tempfile.TemporaryDirectory() as folder:
         repository = fill_repository(
-            Path(folder) / "models", plan.ensure(model), model, kv_cache_cpu_memory_bytes=1 << 25
+            Path(folder) / "models",
+            plan.ensure(models / "python-7m"),
+            models / "python-7m",
+            draft_engine_dir=plan.ensure(models / "python-1m"),
+            kv_cache_cpu_memory_bytes=1 << 25,
+            kv_cache_host_memory_bytes=1 << 23,
+            max_beam_width=4,
+            max_sequence_length=256,
         )
         with TritonServer(repository) as server:
-            ports, before = server.ports, resident_bytes(server.pid)
+            ports = server.ports
             addresses = Addresses(*(f"127.0.0.1:{port}" for port in (ports.grpc, ports.http, ports.metrics)))
-            fuzz = asyncio.run(fuzz_server(addresses, args.cases, args.seed))
-            after, code = resident_bytes(server.pid), server.exit_code
-    print(f"{args.cases} cases over the wire: {dict(fuzz.counts)}, memory {before >> 20} to {after >> 20} MiB")
+            fuzz = asyncio.run(fuzz_server(addresses, args.cases, args.seed, args.first, server.pid))
+            code = server.exit_code
+    if args.show:
+        print("\n".join(f"{count:7d} {text}" for text, count in fuzz.errors.most_common()))
+    print(f"{args.cases} cases over the wire: {dict(fuzz.counts)}")
     print("\n".join(fuzz.findings) or "no findings")
     return 1 if fuzz.findings or code is not None else 0
 
