@@ -17,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help build demo serve soak fuzz test test-gpu lint format wheel clean
+.PHONY: help build demo serve soak fuzz race test test-gpu lint format wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -60,12 +60,21 @@ soak: build ## MINUTES=10 STREAMS=200: a server under clients that cancel, leave
 	@$(BIN)/inflight soak "$(MODEL)" --streams $(STREAMS) --minutes $(MINUTES) --model $(SOAK_MODEL) \
 	  --set kv_cache_cpu_memory_bytes=67108864
 
+# $(1): -fsanitize= value, $(2): build folder, $(3): programs
+SANITIZED = $(BIN)/cmake -S . -B $(2) -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DINFLIGHT_CUDA=OFF \
+	  -DINFLIGHT_PYTHON=OFF -DINFLIGHT_BACKEND=OFF -DCMAKE_BUILD_TYPE=Release -DINFLIGHT_SANITIZE=$(1) > /dev/null && \
+	  NINJA_STATUS="[%f/%t] " $(BIN)/ninja -C $(2) $(3)
+
 fuzz: build $(VENV)/test.stamp ## CASES=100000 SANITIZE=address,undefined: random input for everything that comes from outside
-	@$(BIN)/cmake -S . -B $(BUILD)-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DINFLIGHT_CUDA=OFF \
-	  -DINFLIGHT_PYTHON=OFF -DINFLIGHT_BACKEND=OFF -DCMAKE_BUILD_TYPE=Release -DINFLIGHT_SANITIZE=$(SANITIZE) > /dev/null
-	@NINJA_STATUS="[%f/%t] " $(BIN)/ninja -C $(BUILD)-fuzz fuzz_tests
-	@$(BUILD)-fuzz/tests/fuzz_tests --cases $(CASES) --seed $(SEED)
+	@$(call SANITIZED,$(SANITIZE),$(BUILD)-fuzz,fuzz_tests)
+	@UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1 \
+	  $(BUILD)-fuzz/tests/fuzz_tests --cases $(CASES) --seed $(SEED)
 	@$(BIN)/python tests/triton/fuzz_wire.py --cases $(CASES) --seed $(SEED)
+
+race: $(VENV)/server.stamp ## batcher, executor, its faults and the fuzz targets under ThreadSanitizer
+	@$(call SANITIZED,thread,$(BUILD)-race,batcher_tests faults_tests fuzz_tests)
+	@export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1; cd $(BUILD)-race/tests && \
+	  ./batcher_tests --gtest_brief=1 && ./faults_tests --gtest_brief=1 && ./fuzz_tests --cases 4000 --seed $(SEED)
 
 test: build $(VENV)/test.stamp ## all tests, with one summary
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -87,4 +96,4 @@ wheel: $(VENV)/server.stamp ## a wheel with tools, executor, backend and templat
 	@$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
 
 clean: ## remove what was built (the virtual environment stays)
-	rm -rf $(BUILD) $(BUILD)-fuzz dist
+	rm -rf $(BUILD) $(BUILD)-fuzz $(BUILD)-race dist

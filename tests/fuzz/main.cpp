@@ -38,11 +38,11 @@ void die(int signal) {
 }
 
 void watch_for_the_end() {
-  ::signal(SIGALRM, die);
+  for (const int signal : {SIGALRM, SIGABRT}) ::signal(signal, die);
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   __sanitizer_set_death_callback(tell_case);
 #else
-  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGABRT, SIGILL}) ::signal(signal, die);
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) ::signal(signal, die);
 #endif
 }
 
