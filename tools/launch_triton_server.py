@@ -25,7 +25,7 @@ IGNORED_FLAGS = {
     "--oversubscribe": "an option of mpirun",
     "--multi-model": "one server holds any number of engine models",
     "--disable-spawn-processes": "no worker processes are spawned",
-    "--trtllm_llmapi_launch": "the engine is a backend",
+    "--trtllm_llmapi_launch": "ranks are threads of the engine, as many as model.yaml says",
 }
 
 

@@ -323,3 +323,48 @@ PARAMETERS["inflight_text"] = (
     PARAMETERS["tensorrt_llm"]
     + "add_special_tokens\nskip_special_tokens\ntensorrt_llm_model_name\ntokenizer_processes\ntokenizer_python\n"
 )
+
+LLMAPI_INPUTS = """
+text_input STRING [-1]
+image_url STRING [-1] O
+streaming BOOL [1] O
+stop BOOL [1] O
+sampling_param_best_of INT32 [1] O
+sampling_param_temperature FP32 [1] O
+sampling_param_top_k INT32 [1] O
+sampling_param_top_p FP32 [1] O
+sampling_param_frequency_penalty FP32 [1] O
+sampling_param_presence_penalty FP32 [1] O
+sampling_param_max_tokens INT32 [1] O
+sampling_param_stop STRING [-1] O
+sampling_param_seed UINT64 [1] O
+sampling_param_exclude_input_from_output BOOL [1] O
+sampling_param_return_perf_metrics BOOL [1] O
+sampling_param_logits_post_processor_name STRING [1] O
+return_finish_reason BOOL [1] O
+return_stop_reason BOOL [1] O
+return_cumulative_logprob BOOL [1] O
+lora_id UINT64 [1] O
+lora_name STRING [1] O
+lora_path STRING [1] O
+lora_ckpt_source STRING [1] O
+"""
+
+LLMAPI_OUTPUTS = """
+text_output STRING [-1]
+finish_reason STRING [-1]
+stop_reason STRING [-1]
+cumulative_logprob FP32 [-1]
+kv_cache_reused_block INT32 [-1]
+kv_cache_missed_block INT32 [-1]
+kv_cache_alloc_new_blocks INT32 [-1]
+kv_cache_alloc_total_blocks INT32 [-1]
+kv_cache_hit_rate FP32 [-1]
+arrival_time_ns INT64 [1]
+first_scheduled_time_ns INT64 [1]
+first_token_time_ns INT64 [1]
+last_token_time_ns INT64 [1]
+acceptance_rate FP32 [1]
+total_accepted_draft_tokens INT32 [1]
+total_draft_tokens INT32 [1]
+"""

@@ -12,6 +12,7 @@ import pytest
 
 from inflight.serve import locate
 from inflight.serve.backends import assemble, environment
+from inflight.serve.llmapi_repository import fill_llmapi_repository
 from inflight.serve.locate import Installation, ServerError, find_backend_library, find_installation, find_libpython
 from inflight.serve.repository import fill_repository, with_ranks
 from inflight.serve.server import Ports, TritonServer, server_command
@@ -151,6 +152,19 @@ def test_command(tmp_path, installation):
         "--disable-auto-complete-config",
     }
     assert expected <= set(command)
+
+
+def test_llmapi_model_is_asked_for_its_configuration(tmp_path, installation):
+    models = fill_llmapi_repository(tmp_path / "m", tmp_path)
+    command = server_command(installation, tmp_path, models, "127.0.0.1", Ports(1, 2, 3))
+    assert "--disable-auto-complete-config" not in command
+
+
+def test_llmapi_model_is_told_the_ranks(tmp_path):
+    models = fill_llmapi_repository(tmp_path / "m", tmp_path)
+    mirror = with_ranks(models, ["tensorrt_llm"], 2, tmp_path)
+    assert 'string_value: "2"' in ranks_line(mirror)
+    assert (mirror / "tensorrt_llm/1/model.yaml").samefile(models / "tensorrt_llm/1/model.yaml")
 
 
 def test_script_starts_one_server_with_all_flags(tmp_path, repository, launch):

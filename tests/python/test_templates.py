@@ -7,6 +7,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from inflight.serve import bls_tensors
+from inflight.serve.llmapi_repository import TEMPLATE
 from inflight.serve.locate import find_templates
 from inflight.serve.repository import fill_repository
 from inflight.serve.template import fill, unparsable_variables
@@ -15,6 +16,8 @@ from template_contract import (
     ENGINE_OUTPUTS,
     ENSEMBLE_INPUTS,
     ENSEMBLE_OUTPUTS,
+    LLMAPI_INPUTS,
+    LLMAPI_OUTPUTS,
     PARAMETERS,
     PYTHON_TENSORS,
     TEXT_INPUTS,
@@ -64,6 +67,14 @@ def test_engine_inputs(configs):
 
 def test_engine_outputs(configs):
     assert rows(configs["tensorrt_llm"].output) == contract(ENGINE_OUTPUTS)
+
+
+def test_llmapi_tensors():
+    text = (find_templates().with_name(TEMPLATE) / "tensorrt_llm/config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert rows(config.input, flags=True) == contract(LLMAPI_INPUTS)
+    assert rows(config.output) == contract(LLMAPI_OUTPUTS)
+    assert config.max_batch_size == 0 and not config.HasField("model_transaction_policy"), "model.yaml says them"
 
 
 @pytest.mark.parametrize("model", PYTHON_TENSORS)

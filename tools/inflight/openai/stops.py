@@ -18,6 +18,7 @@ class StopFinder:
         self._matched = [0] * len(self._words)
         self._held = ""
         self.stopped = False
+        self.found = ""  # the stop string that was
 
     def push(self, piece: str, end: bool = False) -> str:
         """The text that is now certain; with `end`, all of it. Nothing may follow once `stopped` is set."""
@@ -25,6 +26,7 @@ class StopFinder:
         for position, character in enumerate(piece, len(self._held) + 1):
             if (length := self._advance(character)) > 0:
                 self.stopped = True
+                self.found = text[position - length : position]
                 return text[: position - length]
         held = 0 if end else max(self._matched, default=0)
         self._held = text[len(text) - held :]

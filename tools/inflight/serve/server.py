@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inflight.serve.backends import assemble, environment
+from inflight.serve.llmapi_repository import completes_configs
 from inflight.serve.locate import Installation, ServerError, find_backend_library, find_installation
 
 LOG_TAIL_LINES = 30
@@ -195,7 +196,7 @@ def server_command(
         # Threads in which scripts wait for other models' first responses: with the default of 32, long requests to
         # tensorrt_llm_bls hold up all others.
         "--backend-config=python,thread-pool-size=256",
-        "--disable-auto-complete-config",
+        *(() if completes_configs(repository) else ("--disable-auto-complete-config",)),
         *addresses,
         *numbers,
         *arguments,
