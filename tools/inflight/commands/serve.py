@@ -16,6 +16,9 @@ USAGE = """\
 [bold]curl -s {url}/v2/models/inflight_text/generate -d '{{"text_input": "def add(a, b):", "max_tokens": 32}}'[/]
 [bold]curl -sN {url}/v2/models/inflight_text/generate_stream -d \
 '{{"text_input": "def add(a, b):", "max_tokens": 32, "stream": true}}'[/]"""
+LLMAPI_USAGE = """\
+[bold]curl -sN {url}/v2/models/tensorrt_llm/generate_stream -d \
+'{{"text_input": "def add(a, b):", "sampling_param_max_tokens": 32, "streaming": true}}'[/]"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--openai", action="store_true", help="OpenAI's interface beside it, on the same address")
     parser.add_argument("--openai-port", type=int, default=PORT, help="default: %(default)s")
     parser.add_argument("--chat-template", type=Path, help="Jinja file (default: the model's)")
+    parser.add_argument("--llmapi", action="store_true", help="the one model of the LLM API instead of the six models")
     launch.add_arguments(parser)
 
 
@@ -35,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
     ports = Ports(args.http_port, args.grpc_port, args.metrics_port)
     stopping = StopSignals()
     try:
-        with launch.running_server(args, args.model, ports, args.host, console) as server:
-            show(server, args.model, console)
+        fill = launch.fill_llmapi if args.llmapi else launch.fill_models
+        with launch.running_server(args, args.model, ports, args.host, console, fill) as server:
+            show(server, args.model, LLMAPI_USAGE if args.llmapi else USAGE, console)
             stopping.waiting = True
             asyncio.run(serve_openai(args, server, stopping, console) if args.openai else wait(server, stopping))
     except KeyboardInterrupt:  # raised by StopSignals while the server starts
@@ -59,11 +64,11 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
-def show(server: TritonServer, model: Path, console: Console) -> None:
+def show(server: TritonServer, model: Path, usage: str, console: Console) -> None:
     console.print(f"Serving {model} (process {server.pid}); Ctrl-C stops it.", markup=False)
     console.print(f"HTTP {server.http_url}   gRPC {server.grpc_url}   metrics {server.metrics_url}", markup=False)
     console.print(f"log {server.log}", markup=False)
-    console.print(USAGE.format(url=server.http_url))
+    console.print(usage.format(url=server.http_url))
 
 
 async def serve_openai(args: argparse.Namespace, server: TritonServer, stopping: StopSignals, console: Console) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from inflight import plan
+from inflight.errors import InflightError
+from inflight.serve.llmapi_repository import fill_llmapi_repository
 from inflight.serve.repository import fill_repository
 from inflight.serve.server import Ports, TritonServer
 from inflight.tokenizer import tokenizer_folder
@@ -35,19 +37,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def fill_models(args: argparse.Namespace, folder: Path, engine_dir: Path) -> Path:
+    """The six models, and the draft model where one is named."""
+    draft = None if args.draft is None else plan.ensure(args.draft)
+    variables = dict(_name_and_value(text) for text in args.set)
+    return fill_repository(folder, engine_dir, tokenizer_folder(engine_dir), draft, **variables)
+
+
+def fill_llmapi(args: argparse.Namespace, folder: Path, engine_dir: Path) -> Path:
+    """The llmapi model. Raises InflightError for options of the other models."""
+    given = [f"--{name}" for name in ("draft", "set", "openai") if getattr(args, name)]
+    if given:
+        raise InflightError(f"{' and '.join(given)} with --llmapi: the model of the LLM API has nothing for that")
+    return fill_llmapi_repository(folder, engine_dir)
+
+
 @contextmanager
 def running_server(
-    args: argparse.Namespace, model: Path, ports: Ports, host: str, console: Console
+    args: argparse.Namespace,
+    model: Path,
+    ports: Ports,
+    host: str,
+    console: Console,
+    fill: Callable[[argparse.Namespace, Path, Path], Path] = fill_models,
 ) -> Iterator[TritonServer]:
-    """A ready server of `model` (engine folder or checkpoint), stopped at the end. Raises InflightError."""
+    """A ready server of `model` (engine folder or checkpoint), stopped at the end. `fill` (args, folder, engine folder)
+    writes its repository. Raises InflightError."""
     with tempfile.TemporaryDirectory(prefix="inflight-serve-") as folder:
         with console.status("Writing the plan ..."):
-            engine_dir = plan.ensure(model)
-            draft = None if args.draft is None else plan.ensure(args.draft)
-        variables = dict(_name_and_value(text) for text in args.set)
-        repository = fill_repository(
-            Path(folder) / "models", engine_dir, tokenizer_folder(engine_dir), draft, **variables
-        )
+            repository = fill(args, Path(folder) / "models", plan.ensure(model))
         server = TritonServer(
             repository, args.tritonserver, args.backend_library, host=host, ports=ports, log=args.log_file
         )
