@@ -149,10 +149,10 @@ void LiveRequest::deliver(size_t row, Result&& result) {
   statistics_.observe(result);
   latencies_.observe(row, result, instance_.model().metrics().serving());
   try {
-    std::string text;
-    if (take(row, result, text)) {
+    std::vector<std::string> texts;
+    if (take(row, result, texts)) {
       if (result.sequence_final && !result.failed) instance_.model().metrics().observe_lengths(result);
-      send(row, result, text, result.request_final && open_rows_ == 1);
+      send(row, result, texts, result.request_final && open_rows_ == 1);
     }
   } catch (...) {
     record_failure(row, current_exception_as_error());
@@ -169,22 +169,22 @@ bool LiveRequest::is_stopped_answer(size_t row, const Result& result) const {
 }
 
 /// Whether there is something to send. A text model's result becomes what its text makes of it.
-bool LiveRequest::take(size_t row, Result& result, std::string& text) {
+bool LiveRequest::take(size_t row, Result& result, std::vector<std::string>& texts) {
   if (result.failed && !is_stopped_answer(row, result)) record_failure(row, Error(result.error_code, result.error));
   if (failure_) return false;
   if (texts_.empty()) return true;
   const bool engine_goes_on = !result.request_final;
-  const bool to_send = texts_[row].take(result, text);
+  const bool to_send = texts_[row]->take(result, texts);
   const bool is_submitted = row < executor_ids_.size();  // if not yet, submit_row will see that the row has ended
   if (engine_goes_on && result.request_final && is_submitted) instance_.executor().cancel(executor_ids_[row]);
   return to_send;
 }
 
-void LiveRequest::send(size_t row, const Result& result, const std::string& text, bool is_final) {
+void LiveRequest::send(size_t row, const Result& result, std::span<const std::string> texts, bool is_final) {
   TRITONBACKEND_Response* raw = nullptr;
   require_ok(TRITONBACKEND_ResponseNewFromFactory(&raw, factory_));
   ResponseHandle response(raw);
-  write_outputs(raw, forms_[row], result, text);
+  write_outputs(raw, forms_[row], result, texts);
   if (is_final) return finish(response.release(), nullptr);
   log_if_error(TRITONBACKEND_ResponseSend(response.release(), 0, nullptr));
   statistics_.report_response(factory_, nullptr, false);

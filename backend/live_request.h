@@ -3,6 +3,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,9 +55,9 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   void submit_row(size_t row, Request request);
   void deliver(size_t row, Result&& result);
   bool is_stopped_answer(size_t row, const Result& result) const;
-  bool take(size_t row, Result& result, std::string& text);
-  bool has_ended(size_t row) const { return !texts_.empty() && texts_[row].ended(); }
-  void send(size_t row, const Result& result, const std::string& text, bool is_final);
+  bool take(size_t row, Result& result, std::vector<std::string>& texts);
+  bool has_ended(size_t row) const { return !texts_.empty() && texts_[row]->ended(); }
+  void send(size_t row, const Result& result, std::span<const std::string> texts, bool is_final);
   void record_failure(size_t row, Error error);
   void throw_if_failed();
   void cancel_rows();
@@ -69,9 +70,10 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   TRITONBACKEND_ResponseFactory* factory_ = nullptr;
   std::string id_;
 
-  std::mutex mutex_;                     // guards what follows; held while a response is built and sent
-  std::vector<ResponseForm> forms_;      // one for each row
-  std::vector<TextRow> texts_;           // one for each row of a text model's request, once it is tokenized
+  std::mutex mutex_;                 // guards what follows; held while a response is built and sent
+  std::vector<ResponseForm> forms_;  // one for each row
+  /// One for each row of a text model's request, once it is tokenized.
+  std::vector<std::unique_ptr<TextAnswer>> texts_;
   std::vector<RequestId> executor_ids_;  // of the rows submitted so far
   size_t open_rows_ = 0;
   std::optional<Error> failure_;  // the first one: it ends the other rows, and is the answer when they have ended

@@ -23,8 +23,8 @@ struct OutputField {
 class OutputWriter {
  public:
   OutputWriter(TRITONBACKEND_Response* response, const ResponseForm& form, const SelectedOutput& output,
-               std::string_view piece)
-      : response_(response), form_(form), output_(output), piece_(piece) {}
+               std::span<const std::string> texts)
+      : response_(response), form_(form), output_(output), texts_(texts) {}
 
   const ResponseForm& form() const { return form_; }
 
@@ -39,10 +39,10 @@ class OutputWriter {
     values(std::span<const T>(&value, 1), {1});
   }
 
-  void text(std::string_view text) { write_text(text, form_.batched); }
+  void text(const std::string& text) { write_texts({&text, 1}, form_.batched); }
 
-  /// A text model's text: [1] without the batch dimension, as the postprocessing model gives it.
-  void piece() { write_text(piece_, false); }
+  /// A text model's texts: [beams] without the batch dimension, as the postprocessing model gives them.
+  void pieces() { write_texts(texts_, false); }
 
   /// FP32 values in the dtype that the configuration declares.
   void logits(std::span<const float> data, std::initializer_list<int64_t> shape) {
@@ -52,11 +52,16 @@ class OutputWriter {
   }
 
  private:
-  void write_text(std::string_view text, bool batched) {
-    const auto length = static_cast<uint32_t>(text.size());
-    auto* buffer = static_cast<char*>(allocate(sizeof(length) + text.size(), {1}, batched));
-    std::memcpy(buffer, &length, sizeof(length));
-    std::memcpy(buffer + sizeof(length), text.data(), text.size());
+  void write_texts(std::span<const std::string> texts, bool batched) {
+    size_t bytes = 0;
+    for (const std::string& text : texts) bytes += sizeof(uint32_t) + text.size();
+    auto* place = static_cast<char*>(allocate(bytes, {static_cast<int64_t>(texts.size())}, batched));
+    for (const std::string& text : texts) {
+      const auto length = static_cast<uint32_t>(text.size());
+      std::memcpy(place, &length, sizeof(length));
+      std::memcpy(place + sizeof(length), text.data(), text.size());
+      place += sizeof(length) + text.size();
+    }
   }
 
   void* allocate(size_t bytes, std::initializer_list<int64_t> shape) { return allocate(bytes, shape, form_.batched); }
@@ -79,7 +84,7 @@ class OutputWriter {
   TRITONBACKEND_Response* response_;
   const ResponseForm& form_;
   const SelectedOutput& output_;
-  std::string_view piece_;  // of a text model's text
+  std::span<const std::string> texts_;  // of a text model
 };
 
 namespace {
@@ -173,7 +178,7 @@ float acceptance_rate(const PerfMetrics& perf) {
 }
 
 const OutputField kFields[] = {
-    {"text_output", DataType::kBytes, always, [](Writer w, const Result&) { w.piece(); }},
+    {"text_output", DataType::kBytes, always, [](Writer w, const Result&) { w.pieces(); }},
     {"output_ids", DataType::kInt32, always, write_ids},
     {"sequence_length", DataType::kInt32, always,
      [](Writer w, const Result& r) {
@@ -256,9 +261,9 @@ std::vector<SelectedOutput> OutputSet::enabled(const OutputSwitches& switches,
 }
 
 void write_outputs(TRITONBACKEND_Response* response, const ResponseForm& form, const Result& result,
-                   std::string_view text) {
+                   std::span<const std::string> texts) {
   for (const SelectedOutput& output : form.outputs) {
-    OutputWriter writer(response, form, output, text);
+    OutputWriter writer(response, form, output, texts);
     output.field->write(writer, result);
   }
 }

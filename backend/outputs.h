@@ -2,6 +2,7 @@
 
 #include <bitset>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -54,10 +55,10 @@ class OutputSet {
   std::bitset<64> members_;
 };
 
-/// Adds the selected outputs of `result` to a new response; `text`: what a text model says in it. Throws what the
-/// server refuses.
+/// Adds the selected outputs of `result` to a new response; `texts`: what a text model says in it, one a beam. Throws
+/// what the server refuses.
 void write_outputs(TRITONBACKEND_Response* response, const ResponseForm& form, const Result& result,
-                   std::string_view text);
+                   std::span<const std::string> texts);
 
 /// Throws kInvalidArgument when an output of the contract has another dtype, or neither text_output nor both of
 /// output_ids and sequence_length are declared.

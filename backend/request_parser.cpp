@@ -78,8 +78,6 @@ void complete_row(RowRequest& row, const ModelConfig& config, const ModelParamet
   const size_t padded_length = row.padded_input_ids.size();
   if (!config.has_texts()) store_prompt(row);
   store_prompt_tensors(row.prompt, padded_length, row.request);
-  check(!config.has_texts() || row.request.sampling.beam_width == 1, ErrorCode::kUnsupported, "input beam_width is ",
-        row.request.sampling.beam_width, "; this model supports 1, the ensemble and the engine model search wider");
   check(row.max_tokens.has_value(), ErrorCode::kInvalidArgument,
         config.has_texts() ? "max_tokens" : "request_output_len", " is not present in the request");
   row.request.max_tokens = *row.max_tokens;

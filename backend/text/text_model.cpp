@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/text/beam_row.h"
 #include "backend/text/tokenizer_messages.h"
 #include "backend/text/worker_stream.h"
 #include "backend/triton.h"
@@ -10,12 +11,29 @@ namespace inflight::backend {
 
 namespace {
 
-/// The row's texts that become token ids, in the order of the answer: the prompt, bad words, bias words.
+/// A search must know the stop words: a hypothesis that ends with one competes with those that go on.
+bool has_token_stop_words(const ParsedRow& row) { return row.request.sampling.beam_width > 1; }
+
+/// The row's texts that become token ids, in the order of the answer: the prompt, bad, stop and bias words.
 template <typename Visit>
-void for_each_text(const RowTexts& texts, bool add_special_tokens, Visit&& visit) {
-  visit(texts.prompt, add_special_tokens);
-  for (const std::string& word : texts.bad_words) visit(word, false);
-  for (const std::string& word : texts.bias_words) visit(word, false);
+void for_each_text(const ParsedRow& row, bool add_special_tokens, Visit&& visit) {
+  const auto visit_all = [&](const std::vector<std::string>& words) {
+    for (const std::string& word : words) visit(word, false);
+  };
+  visit(row.texts.prompt, add_special_tokens);
+  visit_all(row.texts.bad_words);
+  if (has_token_stop_words(row)) visit_all(row.texts.stop_words);
+  visit_all(row.texts.bias_words);
+}
+
+/// So many of the answer's lists, empty ones left out.
+std::vector<std::vector<TokenId>> take_words(TokenizerAnswer& answer, size_t count) {
+  std::vector<std::vector<TokenId>> words;
+  for (size_t i = 0; i < count; ++i) {
+    std::vector<TokenId> word = answer.ids();
+    if (!word.empty()) words.push_back(std::move(word));
+  }
+  return words;
 }
 
 void add_bias(const std::vector<TokenId>& word, float weight, int vocabulary, std::vector<float>& bias) {
@@ -43,10 +61,8 @@ void take_row(TokenizerAnswer& answer, ParsedRow& row, int vocabulary) {
         "the prompt (text_input) gives 0 tokens; wanted at least 1");
   if (texts.prompt_table_extra_id != 0)
     request.prompt_tuning.extra_ids = extra_ids(request.input_ids, texts.prompt_table_extra_id, vocabulary);
-  for (size_t i = 0; i < texts.bad_words.size(); ++i) {
-    std::vector<TokenId> word = answer.ids();
-    if (!word.empty()) request.bad_words.push_back(std::move(word));
-  }
+  request.bad_words = take_words(answer, texts.bad_words.size());
+  if (has_token_stop_words(row)) request.stop_words = take_words(answer, texts.stop_words.size());
   check(texts.bias_words.size() == texts.bias_weights.size(), ErrorCode::kInvalidArgument,
         "input embedding_bias_words holds ", texts.bias_words.size(), " words, embedding_bias_weights ",
         texts.bias_weights.size(), " weights; wanted as many of each");
@@ -71,10 +87,10 @@ TextModel::TextModel(const ModelConfig& config)
 void TextModel::tokenize(const std::vector<ParsedRow>& rows, TokenizerPool::Callback callback) {
   TokenizerRequest request('E');
   int32_t count = 0;
-  for (const ParsedRow& row : rows) for_each_text(row.texts, true, [&](const std::string&, bool) { ++count; });
+  for (const ParsedRow& row : rows) for_each_text(row, true, [&](const std::string&, bool) { ++count; });
   request.number(count);
   for (const ParsedRow& row : rows) {
-    for_each_text(row.texts, parameters_.add_special_tokens,
+    for_each_text(row, parameters_.add_special_tokens,
                   [&](const std::string& text, bool special) { request.number(special).text(text); });
   }
   pool_.ask(request.take(), std::move(callback));
@@ -92,11 +108,13 @@ void TextModel::take_tokens(const std::string& answer, std::vector<ParsedRow>& r
   }
 }
 
-TextRow TextModel::open_row(ParsedRow& row) {
+std::unique_ptr<TextAnswer> TextModel::open_row(ParsedRow& row) {
   Request& request = row.request;
   TextRowForm form{.streaming = row.form.streaming,
                    .min_tokens = request.sampling.min_tokens,
                    .stop_words = std::move(row.texts.stop_words)};
+  if (request.sampling.beam_width > 1)
+    return std::make_unique<BeamRow>(std::move(form), [this] { return open_stream(); });
   // Not streaming, the engine would go on to its own end, stop word or not; so it streams to here.
   if (!form.streaming && !form.stop_words.empty()) {
     request.output.streaming = true;
@@ -104,7 +122,7 @@ TextRow TextModel::open_row(ParsedRow& row) {
   }
   std::vector<std::unique_ptr<TokenStream>> streams;
   for (int i = 0; i < request.sampling.num_return_sequences; ++i) streams.push_back(open_stream());
-  return TextRow(std::move(form), std::move(streams));
+  return std::make_unique<TextRow>(std::move(form), std::move(streams));
 }
 
 std::unique_ptr<TokenStream> TextModel::open_stream() {

@@ -31,7 +31,7 @@ class TextModel {
   void take_tokens(const std::string& answer, std::vector<ParsedRow>& rows, int vocabulary) const;
 
   /// What becomes of the row's results; sets in its request how the engine has to deliver them.
-  TextRow open_row(ParsedRow& row);
+  std::unique_ptr<TextAnswer> open_row(ParsedRow& row);
 
  private:
   std::unique_ptr<TokenStream> open_stream();

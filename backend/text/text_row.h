@@ -27,8 +27,21 @@ struct TextRowForm {
   std::vector<std::string> stop_words;
 };
 
-/// Makes the results of one row of a text request from the engine's, which come token by token.
-class TextRow {
+/// Makes the results of one row of a text request from the engine's.
+class TextAnswer {
+ public:
+  virtual ~TextAnswer() = default;
+
+  /// Takes an engine result in. True when there is something to send: `result` and the texts that go with it, one, or
+  /// one for each beam.
+  virtual bool take(Result& result, std::vector<std::string>& texts) = 0;
+
+  /// The answer has come to its end; the engine may still be at work on it.
+  virtual bool ended() const = 0;
+};
+
+/// The answer of sequences, which come token by token.
+class TextRow : public TextAnswer {
  public:
   /// `streams`: one for each sequence of the row.
   TextRow(TextRowForm form, std::vector<std::unique_ptr<TokenStream>> streams);
@@ -36,9 +49,9 @@ class TextRow {
   /// Takes an engine result in. True when there is something to send: `result` and the text that goes with it, marked
   /// as final where a stop word has ended the sequence, or the last sequence of the row.
   bool take(Result& result, std::string& text);
+  bool take(Result& result, std::vector<std::string>& texts) override { return take(result, texts.emplace_back()); }
 
-  /// All sequences have ended; the engine may still be at work on them.
-  bool ended() const { return open_ == 0; }
+  bool ended() const override { return open_ == 0; }
 
  private:
   bool extend(TextSequence& sequence, Result& result, std::string& text) const;

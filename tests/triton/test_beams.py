@@ -92,7 +92,7 @@ def test_rows_of_a_batch_have_widths_of_their_own(beam_server, inputs):
     assert found == {0: 1, 1: 2}
 
 
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+@pytest.mark.parametrize("model", ["ensemble", "inflight_text", "tensorrt_llm_bls"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_text_models_give_one_text_a_beam(beam_server, tokenizer, beams, model, stream):
     with beam_server.stream(model, exclude_input_in_output=True, stream=stream, **FIELDS) as answer:

@@ -46,10 +46,6 @@ def test_same_answers_as_the_ensemble(served):
     assert "".join(streamed(served, **fields)[0]) == expected["text_output"]
 
 
-def test_beam_search_is_refused(served):
-    assert "input beam_width is 2; this model supports 1" in served.refusal(TEXT, beam_width=2)
-
-
 def test_the_prompt_in_the_output(served, greedy_text):
     text = PROMPT + greedy_text(PROMPT, 12)
     assert answer(served, max_tokens=12, exclude_input_in_output=False) == (text, "length")
