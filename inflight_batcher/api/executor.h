@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "inflight_batcher/api/executor_config.h"
@@ -76,13 +77,16 @@ class Executor {
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
-  /// Queues a request. `callback` is called on the response thread for every result; it must not throw and must not
-  /// destroy the executor. Throws Error: kInvalidArgument (both numbers in the text), kUnavailable (queue full or
-  /// shutting down), kUnsupported. After a throw the callback is never called.
+  /// Queues a request. `callback` is called on the response thread for every result; it must not destroy the executor.
+  /// If it throws, the request ends: the callback gets a kInternal result with the exception's text as the final one of
+  /// each sequence that has not ended, the one it threw at included; what it throws then is lost. Throws Error:
+  /// kInvalidArgument (both numbers in the text), kUnavailable (queue full or shutting down), kUnsupported. After a
+  /// throw the callback is never called.
   RequestId submit(Request request, Callback callback);
 
-  /// Ends a request at the next step with kCancelled results. Unknown or finished ids are ignored.
-  void cancel(RequestId id);
+  /// Ends a request, or one of its sequences, at the next step with kCancelled results. What is unknown or has finished
+  /// is ignored.
+  void cancel(RequestId id, std::optional<int> sequence_index = {});
 
   ExecutorStats stats() const;
   const ModelInfo& model() const;

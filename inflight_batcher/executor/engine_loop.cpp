@@ -51,7 +51,7 @@ bool Executor::Impl::take_inbox() {
   if (idle) deliver();
   {
     std::unique_lock lock(mutex_);
-    if (idle) wake_.wait(lock, [&] { return stopping_ || !inbox_.requests.empty() || !inbox_.cancels.empty(); });
+    if (idle) wake_.wait(lock, [&] { return stopping_ || !inbox_.requests.empty() || !inbox_.ends.empty(); });
     if (stopping_) return false;
     std::swap(taken_, inbox_);
     // Until the next snapshot they would be neither in the inbox nor among the waiting.
@@ -61,9 +61,9 @@ bool Executor::Impl::take_inbox() {
     }
   }
   for (const auto& request : taken_.requests) admit(request);
-  for (RequestId id : taken_.cancels) cancel_now(id);
+  for (const EndOrder& order : taken_.ends) end_now(order);
   taken_.requests.clear();
-  taken_.cancels.clear();
+  taken_.ends.clear();
   return true;
 }
 
@@ -115,13 +115,20 @@ void Executor::Impl::release_siblings(const SequencePtr& first) {
     if (!sequence->finished) add_to_scheduler(sequence);
 }
 
-void Executor::Impl::cancel_now(RequestId id) {
-  const auto found = requests_.find(id);
+void Executor::Impl::end_now(const EndOrder& order) {
+  const auto found = requests_.find(order.id);
   if (found == requests_.end()) return;
+  const bool cancelled = order.failure.empty();
   const std::vector<SequencePtr> sequences = found->second;
-  if (!sequences.empty()) sequences[0]->request->cancelled = true;
-  for (const SequencePtr& sequence : sequences)
-    if (!sequence->finished) fail_sequence(sequence, ErrorCode::kCancelled, "the request was cancelled");
+  for (const SequencePtr& sequence : sequences) {
+    if (sequence->finished || sequence->index != order.sequence_index.value_or(sequence->index)) continue;
+    RequestState& request = *sequence->request;
+    request.cancelled |= cancelled && (!order.sequence_index || request.sequences_left == 1);
+    if (cancelled)
+      fail_sequence(sequence, ErrorCode::kCancelled, "the request was cancelled");
+    else
+      fail_sequence(sequence, ErrorCode::kInternal, order.failure);
+  }
 }
 
 void Executor::Impl::expire_deadlines() {

@@ -36,7 +36,7 @@ Executor::~Executor() = default;
 RequestId Executor::submit(Request request, Callback callback) {
   return impl_->submit(std::move(request), std::move(callback));
 }
-void Executor::cancel(RequestId id) { impl_->cancel(id); }
+void Executor::cancel(RequestId id, std::optional<int> sequence_index) { impl_->end({id, sequence_index, {}}); }
 ExecutorStats Executor::stats() const { return impl_->stats(); }
 const ModelInfo& Executor::model() const { return impl_->model(); }
 const ExecutorConfig& Executor::config() const { return impl_->config(); }
@@ -49,6 +49,7 @@ Executor::Impl::Impl(const std::string& engine_dir, const ExecutorConfig& config
       scheduler_({config.max_batch_size, config.max_num_tokens, config.enable_chunked_context, config.capacity_policy,
                   engine_.plans_ahead() ? 1 : engine_.max_steps_in_flight(), engine_.plans_ahead()},
                  kv_cache_),
+      responses_([this](RequestId id, const std::string& why) { end({id, std::nullopt, why}); }),
       by_slot_(config.max_batch_size) {
   describe_model();
   publish_stats();
@@ -124,10 +125,10 @@ void Executor::Impl::check_queue_space() const {
         config_.max_queue_size, " is reached: ", waiting, " requests wait; try again later");
 }
 
-void Executor::Impl::cancel(RequestId id) {
+void Executor::Impl::end(EndOrder order) {
   {
     std::lock_guard lock(mutex_);
-    inbox_.cancels.push_back(id);
+    inbox_.ends.push_back(std::move(order));
   }
   wake_.notify_one();
 }

@@ -24,11 +24,18 @@ namespace inflight {
 /// engine thread.
 class Executor::Impl {
  public:
+  /// To end a request, or one sequence of it.
+  struct EndOrder {
+    RequestId id = 0;
+    std::optional<int> sequence_index;
+    std::string failure;  // the reason if it is one; empty: cancelled
+  };
+
   Impl(const std::string& engine_dir, const ExecutorConfig& config);
   ~Impl();
 
   RequestId submit(Request request, Callback callback);
-  void cancel(RequestId id);
+  void end(EndOrder order);
   ExecutorStats stats() const;
   const ModelInfo& model() const { return model_; }
   const ExecutorConfig& config() const { return config_; }
@@ -37,7 +44,7 @@ class Executor::Impl {
   using SequencePtr = std::shared_ptr<SequenceState>;
   struct Inbox {
     std::vector<std::shared_ptr<RequestState>> requests;
-    std::vector<RequestId> cancels;
+    std::vector<EndOrder> ends;
   };
 
   void describe_model();
@@ -52,7 +59,7 @@ class Executor::Impl {
   const std::vector<SequencePtr>& register_request(const std::shared_ptr<RequestState>& request);
   void add_to_scheduler(const SequencePtr& sequence);
   void release_siblings(const SequencePtr& first);
-  void cancel_now(RequestId id);
+  void end_now(const EndOrder& order);
   void expire_deadlines();
   std::unique_ptr<StepInFlight> take_spare_step();
   bool feed_engine();

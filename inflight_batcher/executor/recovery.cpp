@@ -1,37 +1,9 @@
 #include <algorithm>
-#include <new>
 
 #include "inflight_batcher/executor/executor_impl.h"
+#include "inflight_batcher/executor/insist.h"
 
 namespace inflight {
-
-namespace {
-
-constexpr auto kMemoryRetryPeriod = std::chrono::milliseconds(10);
-
-// Until memory lasts: whoever waits for an answer gets one.
-template <typename Action>
-void insist(Action&& action) {
-  while (true) {
-    try {
-      return action();
-    } catch (const std::bad_alloc&) {
-      std::this_thread::sleep_for(kMemoryRetryPeriod);
-    }
-  }
-}
-
-std::string text_of(const std::exception_ptr& failure) {
-  try {
-    std::rethrow_exception(failure);
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "an exception that is no std::exception";
-  }
-}
-
-}  // namespace
 
 // A turn that failed (no memory, a broken promise of the books) may have left any change half made. So nothing of it is
 // kept: every live request ends with an error, and scheduler, cache and engine start anew. False where the engine is at

@@ -2,9 +2,28 @@
 
 #include <iterator>
 
+#include "inflight/error.h"
+#include "inflight_batcher/executor/insist.h"
+
 namespace inflight {
 
-ResponseQueue::ResponseQueue() : thread_([this] { loop(); }) {}
+namespace {
+
+void send_failure(RequestState& request, Result&& result) {
+  result.failed = true;
+  result.error_code = ErrorCode::kInternal;
+  insist([&] { result.error = request.callback_failure; });
+  try {
+    request.callback(std::move(result));
+  } catch (...) {
+    // Whoever would hear of it has just been told.
+  }
+}
+
+}  // namespace
+
+ResponseQueue::ResponseQueue(std::function<void(RequestId, const std::string&)> end_request)
+    : end_request_(std::move(end_request)), thread_([this] { loop(); }) {}
 
 void ResponseQueue::stop() {
   if (!thread_.joinable()) return;
@@ -39,9 +58,28 @@ void ResponseQueue::loop() {
       if (queue_.empty()) return;
       batch.swap(queue_);
     }
-    for (Delivery& delivery : batch) delivery.request->callback(std::move(delivery.result));
+    for (Delivery& delivery : batch) deliver(delivery);
     batch.clear();
   }
+}
+
+void ResponseQueue::deliver(Delivery& delivery) {
+  RequestState& request = *delivery.request;
+  Result end;  // of the sequence, as far as the callback throws
+  end.request_id = delivery.result.request_id;
+  end.sequence_index = delivery.result.sequence_index;
+  end.sequence_final = delivery.result.sequence_final;
+  end.request_final = delivery.result.request_final;
+  if (request.callback_failure.empty()) {
+    try {
+      return request.callback(std::move(delivery.result));
+    } catch (...) {
+      const std::exception_ptr failure = std::current_exception();
+      insist([&] { request.callback_failure = concat("the callback for results failed: ", text_of(failure)); });
+    }
+    if (!end.request_final) insist([&] { end_request_(request.id, request.callback_failure); });
+  }
+  if (end.sequence_final) send_failure(request, std::move(end));
 }
 
 }  // namespace inflight

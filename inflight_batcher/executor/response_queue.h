@@ -1,6 +1,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -10,7 +11,8 @@
 
 namespace inflight {
 
-/// Runs the callbacks on a thread of its own, in the order in which results were pushed.
+/// Runs the callbacks on a thread of its own, in the order in which results were pushed. A callback that throws gets a
+/// failure as the final result of each of its sequences and nothing besides.
 class ResponseQueue {
  public:
   struct Delivery {
@@ -18,7 +20,8 @@ class ResponseQueue {
     Result result;
   };
 
-  ResponseQueue();
+  /// `end_request` is told when a callback has thrown before its request's last result, and why the request is to end.
+  explicit ResponseQueue(std::function<void(RequestId, const std::string&)> end_request);
   ~ResponseQueue() { stop(); }
 
   /// Delivers what is queued, then joins the thread. Nothing may be pushed afterwards.
@@ -29,7 +32,9 @@ class ResponseQueue {
 
  private:
   void loop();
+  void deliver(Delivery& delivery);
 
+  const std::function<void(RequestId, const std::string&)> end_request_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<Delivery> queue_;

@@ -1,0 +1,90 @@
+#include <gtest/gtest.h>
+
+#include "tests/batcher/executor_fixture.h"
+
+namespace inflight {
+namespace {
+
+using testing::Answer;
+using testing::ask;
+using testing::make_request;
+
+const std::vector<TokenId> kPrompt = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+
+/// What callbacks do to the executor: they may throw, and they may end sequences.
+class ExecutorCallbackTest : public testing::ExecutorTest {
+ protected:
+  ~ExecutorCallbackTest() override { executor_.reset(); }
+
+  /// A request whose callback throws at the results that `refuses` picks; what it takes is the answer.
+  std::shared_ptr<Answer> ask_refusing(Request request, std::function<void(const Result&)> refuse) {
+    auto answer = std::make_shared<Answer>();
+    executor_->submit(std::move(request), [answer, refuse](Result&& result) {
+      refuse(result);
+      answer->take(std::move(result));
+    });
+    return answer;
+  }
+
+  static void expect_internal(const Result& result, const std::string& text) {
+    EXPECT_TRUE(result.failed && result.sequence_final);
+    EXPECT_EQ(static_cast<int>(result.error_code), static_cast<int>(ErrorCode::kInternal));
+    EXPECT_EQ(result.error, "the callback for results failed: " + text);
+  }
+
+  std::unique_ptr<Executor> executor_ = make(config());
+};
+
+TEST_P(ExecutorCallbackTest, ARequestWhoseCallbackThrowsFailsAndTheExecutorGoesOn) {
+  const std::vector<TokenId> expected = ask(*executor_, make_request(kPrompt))->tokens();
+  const auto beside = ask(*executor_, make_request(kPrompt, 60));
+  const auto answer = ask_refusing(make_request(kPrompt, 500), [](const Result& result) {
+    if (!result.failed && result.num_generated_tokens == 3) throw std::runtime_error("no more of it");
+  });
+  expect_internal(answer->wait(), "no more of it");
+  EXPECT_EQ(answer->tokens().size(), 2u) << "nothing comes between what it threw at and the failure";
+  EXPECT_EQ(beside->tokens().size(), 60u);
+  EXPECT_EQ(ask(*executor_, make_request(kPrompt))->tokens(), expected);
+  expect_nothing_left(*executor_);
+  EXPECT_EQ(executor_->stats().requests_failed, 1);
+  EXPECT_EQ(executor_->stats().requests_cancelled, 0);
+}
+
+TEST_P(ExecutorCallbackTest, TheFinalResultComesOnceMoreAsAFailure) {
+  Request request = make_request(kPrompt);
+  request.output.streaming = false;
+  const auto answer = ask_refusing(request, [](const Result& result) {
+    if (!result.failed) throw 42;
+  });
+  expect_internal(answer->wait(), "an exception that is no std::exception");
+  expect_nothing_left(*executor_);
+}
+
+TEST_P(ExecutorCallbackTest, EverySequenceOfTheRequestFails) {
+  Request request = make_request(kPrompt, 500);
+  request.sampling.num_return_sequences = 3;
+  const auto answer = ask_refusing(request, [](const Result& result) {
+    if (!result.failed && result.sequence_index == 1) throw std::runtime_error("not this one");
+  });
+  expect_internal(answer->wait(), "not this one");
+  EXPECT_EQ(answer->finals(), 3);
+  expect_nothing_left(*executor_);
+}
+
+TEST_P(ExecutorCallbackTest, OneThatAlwaysThrowsHearsOfEachEndOnce) {
+  std::atomic<int> finals{0};
+  for (int i = 0; i < 3; ++i) {
+    ask_refusing(make_request(kPrompt, 500), [&](const Result& result) {
+      finals += result.sequence_final;
+      throw std::runtime_error("never");
+    });
+  }
+  EXPECT_EQ(ask(*executor_, make_request(kPrompt))->tokens().size(), 12u);
+  executor_.reset();
+  EXPECT_EQ(finals, 3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, ExecutorCallbackTest, testing::kLayouts, testing::layout_name);
+
+}  // namespace
+}  // namespace inflight
