@@ -170,14 +170,24 @@ bool LiveRequest::is_stopped_answer(size_t row, const Result& result) const {
 
 /// Whether there is something to send. A text model's result becomes what its text makes of it.
 bool LiveRequest::take(size_t row, Result& result, std::vector<std::string>& texts) {
+  TextAnswer* answer = texts_.empty() ? nullptr : texts_[row].get();
+  const int sequence = result.sequence_index;
+  const bool engine_goes_on = !result.sequence_final;
+  if (answer != nullptr && answer->has_ended(sequence)) {
+    if (engine_goes_on) end_in_engine(row, sequence);
+    return false;
+  }
   if (result.failed && !is_stopped_answer(row, result)) record_failure(row, Error(result.error_code, result.error));
   if (failure_) return false;
-  if (texts_.empty()) return true;
-  const bool engine_goes_on = !result.request_final;
-  const bool to_send = texts_[row]->take(result, texts);
-  const bool is_submitted = row < executor_ids_.size();  // if not yet, submit_row will see that the row has ended
-  if (engine_goes_on && result.request_final && is_submitted) instance_.executor().cancel(executor_ids_[row]);
+  if (answer == nullptr) return true;
+  const bool to_send = answer->take(result, texts);
+  if (engine_goes_on && answer->has_ended(sequence)) end_in_engine(row, sequence);
   return to_send;
+}
+
+/// A stop word has ended the sequence. If the row's id is not known yet, the next result of it asks again.
+void LiveRequest::end_in_engine(size_t row, int sequence_index) {
+  if (row < executor_ids_.size()) instance_.executor().cancel(executor_ids_[row], sequence_index);
 }
 
 void LiveRequest::send(size_t row, const Result& result, std::span<const std::string> texts, bool is_final) {

@@ -58,6 +58,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   bool take(size_t row, Result& result, std::vector<std::string>& texts);
   bool has_ended(size_t row) const { return !texts_.empty() && texts_[row]->ended(); }
   void send(size_t row, const Result& result, std::span<const std::string> texts, bool is_final);
+  void end_in_engine(size_t row, int sequence_index);
   void record_failure(size_t row, Error error);
   void throw_if_failed();
   void cancel_rows();

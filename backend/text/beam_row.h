@@ -22,6 +22,7 @@ class BeamRow : public TextAnswer {
   /// True, always. What lies behind a stop word is left out of the result, too.
   bool take(Result& result, std::vector<std::string>& texts) override;
   bool ended() const override { return ended_; }
+  bool has_ended(int) const override { return ended_; }
 
  private:
   std::string text_of(BeamResult& beam, bool end) const;

@@ -38,6 +38,9 @@ class TextAnswer {
 
   /// The answer has come to its end; the engine may still be at work on it.
   virtual bool ended() const = 0;
+
+  /// That sequence of it has.
+  virtual bool has_ended(int sequence_index) const = 0;
 };
 
 /// The answer of sequences, which come token by token.
@@ -52,6 +55,7 @@ class TextRow : public TextAnswer {
   bool take(Result& result, std::vector<std::string>& texts) override { return take(result, texts.emplace_back()); }
 
   bool ended() const override { return open_ == 0; }
+  bool has_ended(int sequence_index) const override { return sequences_.at(static_cast<size_t>(sequence_index)).ended; }
 
  private:
   bool extend(TextSequence& sequence, Result& result, std::string& text) const;

@@ -84,7 +84,55 @@ TEST_P(ExecutorCallbackTest, OneThatAlwaysThrowsHearsOfEachEndOnce) {
   EXPECT_EQ(finals, 3);
 }
 
+/// Orders that arrive while a request's first step is held back.
+class ExecutorEndOrderTest : public ExecutorCallbackTest {
+ protected:
+  static Request request_of(int sequences) {
+    Request request = make_request(kPrompt, 60);
+    request.sampling.num_return_sequences = sequences;
+    request.sampling.top_k = 20;
+    return request;
+  }
+
+  std::shared_ptr<Answer> ask_and_end(const Request& request, const std::vector<int>& sequences) {
+    testing::Fault::instance().hold = true;
+    RequestId id = 0;
+    auto answer = ask(*executor_, request, &id);
+    for (const int sequence : sequences) executor_->cancel(id, sequence);
+    testing::Fault::instance().hold = false;
+    answer->wait();
+    return answer;
+  }
+};
+
+TEST_P(ExecutorEndOrderTest, OneSequenceEndsAlone) {
+  const auto whole = ask(*executor_, request_of(3));
+  for (const int ended : {0, 2}) {
+    const auto answer = ask_and_end(request_of(3), {ended, 7});
+    EXPECT_EQ(answer->finals(), 3);
+    for (int sequence = 0; sequence < 3; ++sequence) {
+      if (sequence == ended) {
+        EXPECT_LT(answer->tokens(sequence).size(), 60u);
+      } else {
+        EXPECT_EQ(answer->tokens(sequence), whole->tokens(sequence));
+      }
+    }
+  }
+  expect_nothing_left(*executor_);
+  EXPECT_EQ(executor_->stats().requests_completed, 3);
+  EXPECT_EQ(executor_->stats().requests_cancelled, 0);
+}
+
+TEST_P(ExecutorEndOrderTest, ARequestIsCancelledWhenAllItsSequencesAre) {
+  const auto answer = ask_and_end(request_of(2), {1, 0});
+  EXPECT_EQ(static_cast<int>(answer->wait().error_code), static_cast<int>(ErrorCode::kCancelled));
+  EXPECT_EQ(answer->finals(), 2);
+  expect_nothing_left(*executor_);
+  EXPECT_EQ(executor_->stats().requests_cancelled, 1);
+}
+
 INSTANTIATE_TEST_SUITE_P(Layouts, ExecutorCallbackTest, testing::kLayouts, testing::layout_name);
+INSTANTIATE_TEST_SUITE_P(Layouts, ExecutorEndOrderTest, testing::kLayouts, testing::layout_name);
 
 }  // namespace
 }  // namespace inflight

@@ -158,6 +158,24 @@ def test_sequences_of_one_prompt(served, executor, tokenizer):
         assert reasons == {0: b"stop", 1: b"length", 2: b"length"}
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stopped_sequence_ends_in_the_engine_while_others_go_on(served, executor, tokenizer, stream):
+    request = Request(tokenizer.encode(PROMPT, True), 300, num_return_sequences=2, top_k=40, seed=5)
+    whole = {it.sequence_index: tokenizer.decode(it.tokens) for it in executor.submit(request)}
+    begin = next(i for i in range(len(whole[0])) if whole[0][i : i + 6] not in whole[1])
+    stop = whole[0][begin : begin + 6]
+    served.settle()
+    before = served.sample("inflight_generated_tokens_total")
+    options = {"num_return_sequences": 2, "top_k": 40, "seed": 5, "stop_words": [stop], "stream": stream}
+    with served.stream(TEXT, max_tokens=300, ignore_eos=True, **options) as responses:
+        texts = dict.fromkeys(range(2), "")
+        for response in responses:
+            texts[response.outputs["sequence_index"].item()] += response.text
+    assert texts == {0: whole[0][: begin + 6], 1: whole[1]}
+    served.settle()
+    assert 300 <= served.sample("inflight_generated_tokens_total") - before < 500
+
+
 @pytest.mark.parametrize("stop_words", [[], ["never in there"]])
 def test_outputs(served, executor, tokenizer, stop_words):
     """Log probabilities, logits and counts are the engine's, gathered where a stop word might end the answer."""
