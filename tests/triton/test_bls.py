@@ -164,23 +164,6 @@ def test_accumulated_text(accumulating, text, word):
     assert len(texts) > 10
 
 
-@pytest.mark.parametrize("count", [0, -3])
-def test_no_tokens_wanted(single, count):
-    with pytest.raises(InferenceServerException) as caught:
-        single.infer(BLS, text_input=PROMPT, max_tokens=count)
-    assert caught.value.message() == f"max_tokens is {count}, wanted at least 1"
-    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-
-
-@pytest.mark.parametrize("missing", ["text_input", "max_tokens"])
-def test_required_inputs(single, missing):
-    inputs = {"text_input": PROMPT, "max_tokens": 4}
-    del inputs[missing]
-    with pytest.raises(InferenceServerException, match=missing) as caught:
-        single.infer(BLS, **inputs)
-    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-
-
 @pytest.mark.parametrize("model", ["ensemble", BLS])
 def test_inputs_of_our_own_reach_the_engine(single, model):
     plain = {"text_input": PROMPT, "max_tokens": 8}

@@ -117,11 +117,6 @@ def test_stop_of_an_unknown_id(served):
     assert (answer.final, answer.error, answer.outputs) == (True, None, {})
 
 
-def test_stop_without_an_id(served):
-    (answer,) = stop(served, "")
-    assert answer.error == "Trying to stop a request but request ID is not provided"
-
-
 def test_stop_that_says_no_is_a_plain_request(served, greedy, prompts):
     (response,) = served.ask_tokens(prompts[0], stop=False)
     assert response.tokens == greedy(prompts[0])

@@ -1,4 +1,5 @@
-"""What the engine model refuses: the right code and a text with what was found and what was wanted.
+"""Values that the engine model refuses: the right code and a text with what was found and what was wanted. The rows
+of the contract's table are in test_error_table.py.
 
 A stream carries no codes, so they are asked for where one request has one response.
 """
@@ -7,32 +8,20 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from served import PROMPT, Served
+from served import Served
 
 PLAIN = {"input_ids": [5, 6, 7], "input_lengths": 3, "request_output_len": 4}
 INVALID = "StatusCode.INVALID_ARGUMENT"
-UNSUPPORTED = "StatusCode.UNIMPLEMENTED"
-NEEDS_A_FEATURE = "needs a feature that this version does not support; leave it out"
 NAN = float("nan")
 
 BAD_VALUES = {
-    "prompt too long": (
-        {"input_ids": [5] * 1100, "input_lengths": 1100},
-        "the prompt has 1100 tokens; this model takes",
-    ),
-    "no prompt": ({"input_ids": None}, "input input_ids is missing or empty; wanted at least one token"),
     "empty prompt": ({"input_ids": np.zeros((1, 0), np.int32)}, "input input_ids is missing or empty"),
     "length 0": ({"input_lengths": 0}, "input input_lengths is 0; wanted 1 to 3, the width of input_ids"),
     "length too large": ({"input_lengths": 4}, "input input_lengths is 4; wanted 1 to 3, the width of input_ids"),
-    "no output length": ({"request_output_len": None, "end_id": 0}, "request_output_len is not present in the request"),
     "output length 0": ({"request_output_len": 0}, "input request_output_len is 0; wanted 1 or more"),
-    "missing inputs": ({"request_output_len": None, "input_lengths": None}, "missing required input(s)"),
     "token": ({"input_ids": [5, 4096, 7]}, "4096 is outside the vocabulary of 4096"),
     "negative token": ({"input_ids": [5, -1, 7]}, "-1 is outside the vocabulary of 4096"),
-    "type": ({"input_ids": [0.5, 0.5, 0.5]}, "data-type is 'FP32', but model 'tensorrt_llm' expects 'INT32'"),
     "shape": ({"input_lengths": [3, 3]}, "unexpected shape for input 'input_lengths'"),
-    "unknown input": ({"surprise": 1}, "unexpected inference input 'surprise'"),
-    "batch": ({"input_ids": np.ones((2, 3), np.int32)}, "batch size does not match other inputs for 'tensorrt_llm'"),
     "temperature": ({"temperature": -1.0}, "input temperature is -1; wanted 0 to"),
     "temperature NaN": ({"temperature": NAN}, "input temperature is nan; wanted 0 to"),
     "top-k": ({"runtime_top_k": -1}, "input runtime_top_k is -1; wanted 0 or more"),
@@ -48,17 +37,11 @@ BAD_VALUES = {
     "sequences 0": ({"num_return_sequences": 0}, "input num_return_sequences is 0; wanted 1 to 1024"),
     "too many sequences": ({"num_return_sequences": 1 << 30}, "is 1073741824; wanted 1 to 1024"),
     "beams 0": ({"beam_width": 0}, "input beam_width is 0; wanted 1 or more"),
-    "beams 2": ({"beam_width": 2}, "beam_width is 2, wanted 1 to max_beam_width 1"),
     "early stopping": ({"early_stopping": 3}, "input early_stopping is 3; wanted 0 to 2"),
     "length penalty": ({"len_penalty": 99.0}, "length_penalty is 99, wanted -50 to 50"),
     "top-p decay": ({"runtime_top_p_decay": 1.5}, "input runtime_top_p_decay is 1.5; wanted"),
     "priority": ({"priority": 2.0}, "input priority is 2; wanted 0 to 1"),
     "bias": ({"embedding_bias": [0.0] * 7}, "7 entries"),
-    "falling offsets": ({"stop_words_list": np.array([[[1, 2, 3], [2, 1, -1]]], np.int32)}, "wanted rising offsets"),
-    "far offset": (
-        {"bad_words_list": np.array([[[1, 2], [9, -1]]], np.int32)},
-        "wanted at most the number of tokens, 2",
-    ),
     "prompt table's width": (
         {"prompt_embedding_table": np.ones((1, 2, 4), np.float16)},
         "prompt_embedding_table has rows of 4 values, wanted the network's hidden size",
@@ -70,10 +53,6 @@ BAD_VALUES = {
     "extra ids": (
         {"prompt_table_extra_ids": [1, 1]},
         "input prompt_table_extra_ids has 2 values; wanted as many as the prompt has tokens, 3",
-    ),
-    "retention without ends": (
-        {"retention_token_range_starts": [0]},
-        "inputs retention_token_range_starts, _ends, _priorities and _durations_ms have 1, 0, 0 and 0 values; wanted",
     ),
     "retention priority": (
         {
@@ -90,23 +69,9 @@ BAD_VALUES = {
         "draft_logits has 4096 values, wanted 2 draft tokens x 4096 tokens",
     ),
     "draft logits alone": ({"draft_logits": np.zeros((1, 1, 7), np.float32)}, "draft_logits has 7 values, wanted 0"),
-    "threshold 0": ({"draft_input_ids": [5], "draft_acceptance_threshold": 0.0}, "threshold is 0, wanted more than 0"),
     "threshold 2": ({"draft_input_ids": [5], "draft_acceptance_threshold": 2.0}, "threshold is 2, wanted more than 0"),
     "threshold alone": ({"draft_acceptance_threshold": 0.5}, "threshold is 0.5 without draft tokens"),
-    "streaming": ({"streaming": True}, "Streaming is only supported if model is deployed using decoupled mode."),
     "sequences": ({"num_return_sequences": 2}, "wanted 1 unless the model is deployed using decoupled mode"),
-}
-
-LATER = {
-    "lora_task_id": 0,
-    "lora_config": np.ones((1, 2, 3), np.int32),
-    "lora_weights": np.ones((1, 2, 4), np.float16),
-    "guided_decoding_guide_type": "json",
-    "guided_decoding_guide": "{}",
-    "lookahead_window_size": 4,
-    "context_phase_params": np.ones((1, 3), np.uint8),
-    "encoder_input_features": np.ones((1, 2, 4), np.float16),
-    "cross_attention_mask": np.ones((1, 2, 4), bool),
 }
 
 
@@ -123,13 +88,6 @@ def test_bad_value(single, case):
     status, found = refusal(single, changes)
     assert text in found
     assert status == INVALID
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_features_to_come(single, name):
-    status, found = refusal(single, {name: LATER[name]})
-    assert found == f"input {name} {NEEDS_A_FEATURE}"
-    assert status == UNSUPPORTED
 
 
 def test_neutral_values_of_features_to_come(single, greedy):
@@ -152,32 +110,6 @@ def test_neutral_values_of_features_to_come(single, greedy):
     assert outputs["output_ids"].flatten().tolist() == greedy(PLAIN["input_ids"], 4)
 
 
-def test_unknown_model(single):
-    status, text = refusal(single, {}, model="nothing")
-    assert text == "Request for unknown model: 'nothing' is not found"
-    assert status == "StatusCode.NOT_FOUND"
-
-
-def test_requested_outputs_must_hold_the_tokens(served):
-    with served.stream("tensorrt_llm", outputs=["finish_reason"], **PLAIN) as stream:
-        (response,) = stream
-    assert response.error == "the requested outputs lack output_ids or sequence_length; wanted both"
-
-
-def test_rows_on_a_model_with_single_responses(single):
-    ones = np.ones((2, 1), np.int32)
-    status, text = refusal(single, {"input_ids": ones, "input_lengths": ones, "request_output_len": ones})
-    assert text.startswith("Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy")
-    assert status == INVALID
-
-
-def test_unary_call_of_a_decoupled_model(served):
-    with pytest.raises(InferenceServerException) as caught:
-        served.infer("tensorrt_llm", **PLAIN)
-    assert "ModelInfer RPC doesn't support models with decoupled transaction policy" in caught.value.message()
-    assert caught.value.status() == UNSUPPORTED
-
-
 def test_streams_tell_the_code_on_request(served):
     plain = {"input_ids": [5, 4096], "input_lengths": 2, "request_output_len": 4}
     text = "input token 4096 is outside the vocabulary of 4096 tokens"
@@ -197,12 +129,3 @@ def test_unknown_request_type_is_the_default(served, greedy):
     with served.stream("tensorrt_llm", **PLAIN, parameters={"request_type": "other"}) as stream:
         (response,) = stream
     assert response.tokens == greedy(PLAIN["input_ids"], 4)
-
-
-@pytest.mark.parametrize(("model", "code"), [("ensemble", INVALID), ("tensorrt_llm_bls", "StatusCode.INTERNAL")])
-def test_text_models_pass_on_the_error(single, model, code):
-    """A script learns the text of another model's error alone: the server's python backend drops the code."""
-    with pytest.raises(InferenceServerException) as caught:
-        single.infer(model, text_input=PROMPT, max_tokens=4, beam_width=2)
-    assert "beam_width is 2, wanted 1 to max_beam_width 1" in caught.value.message()
-    assert caught.value.status() == code

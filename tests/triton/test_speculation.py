@@ -1,7 +1,5 @@
 """python-1m drafts for python-7m in tensorrt_llm_bls: the answers of python-7m alone, in fewer steps of it."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -151,8 +149,3 @@ def test_rows_are_refused(drafting):
     inputs = {"max_tokens": 4 * column, "num_draft_tokens": 2 * column, "stream": column.astype(bool)}
     text = drafting.refusal(BLS, text_input=np.array([[b"a"], [b"b"]], object), **inputs)
     assert text == "num_draft_tokens with 2 rows, wanted one"
-
-
-def test_a_draft_model_must_be_named(served):
-    text = served.refusal(BLS, num_draft_tokens=4)
-    assert re.search("num_draft_tokens is 4, but parameter tensorrt_llm_draft_model_name names no model", text)
