@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from served import PATIENCE_S, PROMPT
+from served import PATIENCE_S, PROMPT, becomes
 
 MANY = 300
+LONG = 600
 READERS = 8
 SMALL_WINDOW = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
 
@@ -80,18 +81,37 @@ def stubs_of(served, model):
 
 @pytest.fixture(scope="module")
 def fragile(start):
-    with start(arguments=["--exit-timeout-secs=2"], stats_check_period_ms=20) as served:
+    arguments = ["--exit-timeout-secs=2", "--model-control-mode=explicit", "--load-model=*"]
+    with start(arguments=arguments, stats_check_period_ms=20) as served:
         yield served
 
 
-def test_killed_detokenizer_process(fragile, greedy, greedy_text):
-    """Server 2.51 starts no new process: whoever needs it gets an error that names it, and the engine model goes on."""
-    model = "postprocessing"
-    assert fragile.text() == greedy_text(PROMPT)
-    for pid in stubs_of(fragile, model):
-        os.kill(pid, signal.SIGKILL)
-    answer = fragile.generate()
-    assert answer.status in (400, 500)
-    assert f"Stub process '{model}_0_0' is not healthy" in answer.error
+def reload(served, model):
+    """As an operator does it."""
+    assert served.post(f"/v2/repository/models/{model}/unload", {}).status == 200
+    assert served.post(f"/v2/repository/models/{model}/load", {}).status == 200
+
+
+def wait_until_text(served, model, expected):
+    """For the models that ask the reloaded one: the server loads an ensemble anew, too."""
+    becomes(True, lambda: served.get(f"/v2/models/{model}/ready").status == 200)
+    with served.stream(model) as stream:
+        assert "".join(response.text for response in stream) == expected
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_detokenizer_process_killed_in_a_stream(fragile, greedy, greedy_text, model):
+    """Server 2.51 starts no new process: the stream ends with an error that names it, models without it go on, and
+    reloading postprocessing brings it back."""
+    helper = "postprocessing"
+    with fragile.stream(model, max_tokens=LONG, ignore_eos=True) as stream:
+        assert [stream.next().error for _ in range(3)] == [None] * 3
+        for pid in stubs_of(fragile, helper):
+            os.kill(pid, signal.SIGKILL)
+        assert f"Stub process '{helper}_0_0' is not healthy" in list(stream)[-1].error
     assert fragile.ask_tokens([5, 6, 7])[-1].tokens == greedy([5, 6, 7])
-    fragile.wait_until_idle()
+    assert fragile.text("inflight_text") == greedy_text(PROMPT)
+    reload(fragile, helper)
+    for text_model in ("ensemble", "tensorrt_llm_bls"):
+        wait_until_text(fragile, text_model, greedy_text(PROMPT))
+    fragile.wait_until_idle(patience_s=PATIENCE_S)
