@@ -10,9 +10,14 @@ from inflight.soak.clients import KINDS, judge
 from inflight.soak.run import Settings, soak
 from inflight.soak.wire import Addresses, Piece
 
-# Server 2.51 sometimes never releases an ensemble request whose client has left, and then takes its whole exit time-out
-# to end: here nobody leaves early.
-TEXT_SHARES = {"invalid": 0.1}
+# Server 2.51 sometimes never releases a request whose client has left while other models or the tokenizer were at it,
+# and then takes its whole exit time-out to end: here, nobody leaves but by closing an HTTP connection.
+STAYING = {"invalid": 0.1}
+TEXT_SHARES = {
+    "ensemble": STAYING,
+    "tensorrt_llm_bls": STAYING,
+    "inflight_text": {"disconnect": 0.2, **STAYING},
+}
 TEXTS = ["def add(a, b):", "import os\n", "class A:\n    ", "for x in range(", 'print("']
 
 
@@ -24,7 +29,7 @@ def addresses(served):
 def require_clean(tally, kinds):
     assert tally.failed(most_growth=64 << 20) == [], tally.failures
     assert tally.of("right") == tally.total
-    assert tally.total > 100
+    assert tally.total > 50
     assert {kind for kind, _ in tally.counts} == set(kinds)
 
 
@@ -34,15 +39,16 @@ def test_tokens(served):
     require_clean(asyncio.run(soak(settings, addresses(served), cases, served.server.pid)), KINDS)
 
 
-@pytest.mark.parametrize("model", ["ensemble"])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "inflight_text"])
 def test_text(served, model):
     rng = random.Random(6)
     cases = [
         type(case)(rng.choice(TEXTS), case.max_tokens, case.sampling)
         for case in draw_cases(10, 4096, 24, random.Random(6))
     ]
-    settings = Settings(model, streams=12, seconds=4.0, patience_s=60.0, shares=TEXT_SHARES)
-    require_clean(asyncio.run(soak(settings, addresses(served), cases)), {"stream", "whole", *TEXT_SHARES})
+    shares = TEXT_SHARES[model]
+    settings = Settings(model, streams=12, seconds=3.0, patience_s=60.0, shares=shares)
+    require_clean(asyncio.run(soak(settings, addresses(served), cases)), {"stream", "whole", *shares})
 
 
 EXPECTED = [1, 2, 3, 4]
