@@ -87,17 +87,17 @@ class Recorder:
         self.cancels += 1
 
 
-def test_cancelling_by_id():
+def test_stopping_by_id():
     requests = LiveRequests()
     first, second, other, nameless = (requests.open(id_) for id_ in ("a", "a", "b", ""))
     handles = [Recorder() for _ in range(4)]
     for live, handle in zip((first, other, nameless), handles[1:], strict=True):
         live.attach(handle)
-    requests.cancel("a")
+    requests.stop("a")
     second.attach(handles[0])  # submitted only now
     assert [it.cancels for it in handles] == [1, 1, 0, 0]
     requests.close("a", first)
     requests.close("a", second)
-    requests.cancel("a")
-    requests.cancel("")
+    requests.stop("a")
+    requests.stop("")
     assert [it.cancels for it in handles] == [1, 1, 0, 0]

@@ -1,4 +1,4 @@
-"""Requests in flight, so that they can be cancelled by the id that their client gave them."""
+"""Requests in flight, so that they can be cancelled, and stopped by the id that their client gave them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from inflight.executor import Handle
 
 
 class LiveRequest:
-    """One request, which may be cancelled before it is submitted, too."""
+    """One request and what it has at the executor. It may be cancelled before that is submitted, too."""
 
     def __init__(self) -> None:
-        self.cancelled = False
-        self._handle: Handle | None = None
+        self.stopped = False  # by an order
+        self._cancelled = False
+        self._handles: list[Handle] = []
         self._lock = threading.Lock()
 
     def attach(self, handle: Handle) -> None:
         with self._lock:
-            self._handle = handle
-            if self.cancelled:
+            self._handles.append(handle)
+            if self._cancelled:
                 handle.cancel()
 
     def cancel(self) -> None:
         with self._lock:
-            self.cancelled = True
-            if self._handle is not None:
-                self._handle.cancel()
+            self._cancelled = True
+            for handle in self._handles:
+                handle.cancel()
 
 
 class LiveRequests:
@@ -50,9 +51,10 @@ class LiveRequests:
                 if not self._by_id[id_]:
                     del self._by_id[id_]
 
-    def cancel(self, id_: str) -> None:
-        """All that have the id now; none need be there."""
+    def stop(self, id_: str) -> None:
+        """Cancels all that have the id now; none need be there."""
         with self._lock:
             found = list(self._by_id.get(id_, ()))
         for live in found:
+            live.stopped = True
             live.cancel()

@@ -15,7 +15,6 @@ from inflight.serve.template import fill
 ENGINE_MODEL = "tensorrt_llm"
 DRAFT_MODEL = "tensorrt_llm_draft"
 TEXT_MODEL = "inflight_text"
-PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 RANK_PARAMETERS = ("tensor_parallel_size", "pipeline_parallel_size")
 
 
@@ -65,8 +64,9 @@ def _add_draft_model(folder: Path, engine_dir: Path) -> None:
 
 def link_package(repository: Path) -> None:
     """Puts this very package beside the python models: their Python sees it there when it is not installed."""
-    for model in PYTHON_MODELS:
-        (repository / model / "1" / "inflight").symlink_to(PACKAGE)
+    for config in repository.glob("*/config.pbtxt"):
+        if 'backend: "python"' in config.read_text(encoding="utf-8"):
+            (config.parent / "1" / "inflight").symlink_to(PACKAGE)
 
 
 def with_ranks(repository: Path, models: Iterable[str], world_size: int, parent: Path | None = None) -> Path:
