@@ -4,12 +4,11 @@
 
 namespace inflight {
 
-void limit_attention(Plan& plan, const KvCacheConfig& config, const std::string& device) {
+void limit_attention(Plan& plan, const KvCacheConfig& config) {
   for (const int window : config.attention_windows)
     check(window >= 1, ErrorCode::kInvalidArgument, "kv_cache.attention_windows holds ", window, ", wanted at least 1");
   check(config.sink_tokens >= 0, ErrorCode::kInvalidArgument, "kv_cache.sink_tokens is ", config.sink_tokens,
         ", wanted at least 0");
-  bool has_window = false;
   for (size_t i = 0; i < plan.kv_layers.size(); ++i) {
     PlanKvLayer& layer = plan.kv_layers[i];
     layer.window_in_force = layer.window;
@@ -20,11 +19,7 @@ void limit_attention(Plan& plan, const KvCacheConfig& config, const std::string&
     // A window that no sequence outgrows hides nothing.
     if (layer.window_in_force >= plan.max_positions) layer.window_in_force = 0;
     layer.sinks = layer.window_in_force > 0 ? config.sink_tokens : 0;
-    has_window |= layer.window_in_force > 0;
   }
-  check(device != "cuda" || !has_window || config.sink_tokens == 0, ErrorCode::kUnsupported,
-        "kv_cache.sink_tokens (sink_token_length) is ", config.sink_tokens,
-        ": attention sinks run on the CPU engine only so far (wanted 0, or device cpu)");
 }
 
 }  // namespace inflight

@@ -66,7 +66,7 @@ Engine::Engine(const std::filesystem::path& directory, const ExecutorConfig& con
   plan_ = read_plan(directory);
   topology_ = {config.tensor_parallel, config.pipeline_parallel};
   choose_device(config);
-  limit_attention(plan_, config.kv_cache, device_);
+  limit_attention(plan_, config.kv_cache);
   const bool cuda = device_ == "cuda";
   block_size_ = config.kv_cache.block_size.value_or(cuda ? kCudaBlockSize : kCpuBlockSize);
   if (!cuda) num_blocks_ = choose_num_blocks(config);

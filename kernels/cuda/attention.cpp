@@ -31,8 +31,8 @@ void check_arguments(const AttentionArgs& args, const BatchView& batch) {
         "attention: q ", describe(args.q), " is no multiple of ", kv_heads.value, " KV heads of size ", d.value);
   Dim heads("Hq", q_size / d);
   signature.optional("alibi_slopes", args.alibi_slopes, {heads}, kFloat32);
-  check(args.window == 0 || args.sinks == 0, ErrorCode::kUnsupported, "attention: ", args.sinks,
-        " attention sinks with a window; the GPU's kernels have none (wanted 0)");
+  check(args.window >= 0 && args.sinks >= 0, ErrorCode::kInvalidArgument, "attention: a window of ", args.window,
+        " with ", args.sinks, " sinks, wanted numbers >= 0");
   check(batch.num_generation >= 0 && batch.num_generation <= std::min<int64_t>(s, t), ErrorCode::kInvalidArgument,
         "attention: num_generation is ", batch.num_generation, " in a batch of ", s.value, " sequences and ", t.value,
         " tokens");

@@ -92,6 +92,7 @@ ContextAttentionParams params_of(const AttentionArgs& args, const BatchView& bat
   params.box_keys = box_keys(call);
   params.cache_rows = static_cast<int>(args.cache.keys.elements() / call.head_size);
   params.window = args.window;
+  params.sinks = args.window > 0 ? args.sinks : 0;
   params.soft_cap = args.soft_cap;
   params.scale = is_biased(args) ? args.scale : args.scale * kLog2e;
   return params;

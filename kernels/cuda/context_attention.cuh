@@ -57,6 +57,7 @@ struct ContextAttentionParams {
   int box_keys;         // keys that one copy brings
   int cache_rows;       // N * Hkv * P: the first row outside the cache
   int window;
+  int sinks;       // with a window: keys [0, sinks) are visible all the same
   float scale;     // of q * k; in powers of two (times log2 e) unless soft cap or slopes follow
   float soft_cap;  // 0: none
 };

@@ -286,11 +286,11 @@ class Consumer {
   __device__ __forceinline__ void mask(float (&scores)[kSeen / 2], int tile) {
     const int column = tile * S::kKeys + threadIdx.x % 4 * 2;
     const int last[2] = {position_[0] - column, position_[1] - column};
-    const int window = params_.window > 0 ? params_.window : 1 << 30;
+    const int window = params_.window > 0 ? params_.window : 1 << 30, sinks = params_.sinks - column;
 #pragma unroll
     for (int i = 0; i < kSeen / 2; ++i) {
       const int key = i / 4 * 8 + i % 2, behind = last[i / 2 % 2] - key;
-      if (behind < 0 || behind >= window) scores[i] = -kInfinity;
+      if (behind < 0 || (behind >= window && key >= sinks)) scores[i] = -kInfinity;
     }
   }
 

@@ -51,7 +51,9 @@ class Scheduler {
     Item item{tile.first_row, tile.num_tokens, tile.first_position, kv_head, tile.sequence, 0, 0, 0};
     item.length = params_.context_lengths[tile.sequence];
     item.end = (tile.first_position + tile.num_tokens + S::kKeys - 1) / S::kKeys;
-    if (params_.window > 0) item.begin = max(0, tile.first_position - params_.window + 1) / S::kKeys;
+    // With sinks the tiles between them and the window are read, too, and masked.
+    if (params_.window > 0 && params_.sinks == 0)
+      item.begin = max(0, tile.first_position - params_.window + 1) / S::kKeys;
     return item;
   }
 

@@ -39,6 +39,9 @@ const Kernel& kernel_for(int64_t head_size) {
               concat("attention: head size ", head_size, " is not among 64, 80, 96, 128 and 256"));
 }
 
+/// The batch-invariant kernel is also the one that knows of sinks.
+bool runs_invariant(int sinks, const CudaContext& context) { return context.options().batch_invariant || sinks > 0; }
+
 /// Partial results of pairs that are cut between blocks, each word absent.
 struct Scratch {
   Scratch(int64_t rows, int64_t elements, CudaContext& context)
@@ -54,7 +57,7 @@ struct Scratch {
 
 /// What layers must have in common to share a plan.
 struct PlanKey {
-  int heads, window, block_shift, grid;
+  int heads, window, sinks, block_shift, grid;
   bool operator==(const PlanKey&) const = default;
 };
 
@@ -135,7 +138,8 @@ class GenerationState {
     plan.source = source_of(batch);
     plan.used = false;
     PlanParams p{};
-    p.shape = {batch.context_lengths.as<int32_t>(), batch.num_generation, plan.key.heads, plan.key.window};
+    p.shape = {batch.context_lengths.as<int32_t>(), batch.num_generation, plan.key.heads, plan.key.window,
+               plan.key.sinks};
     p.block_tables = batch.block_tables.as<int32_t>();
     p.table_width = static_cast<int>(batch.block_tables.shape[1]);
     p.block_shift = plan.key.block_shift;
@@ -144,7 +148,8 @@ class GenerationState {
     const int bytes = (batch.num_generation + 1) * static_cast<int>(sizeof(int));
     check(bytes <= kMaxPlanBytes, ErrorCode::kUnsupported, "attention: ", batch.num_generation,
           " generating sequences, at most ", kMaxPlanBytes / sizeof(int) - 1, " in one step");
-    const auto run = context.options().batch_invariant ? generation_plan_kernel<true> : generation_plan_kernel<false>;
+    const bool invariant = runs_invariant(plan.key.sinks, context);
+    const auto run = invariant ? generation_plan_kernel<true> : generation_plan_kernel<false>;
     launch(run, dim3(1), dim3(kPlanThreads), bytes, context, p);
   }
 
@@ -166,7 +171,8 @@ GenerationParams params_of(const AttentionArgs& args, const BatchView& batch) {
   p.kv_heads = kv_heads;
   p.group = static_cast<int>(args.q.shape[1] / cache.head_size() / kv_heads);
   p.row_tiles = static_cast<int>(divide_up(p.group, kRowTile));
-  p.shape = {batch.context_lengths.as<int32_t>(), batch.num_generation, kv_heads * p.row_tiles, args.window};
+  p.shape = {batch.context_lengths.as<int32_t>(), batch.num_generation, kv_heads * p.row_tiles, args.window,
+             args.window > 0 ? args.sinks : 0};
   p.q = args.q.as<uint16_t>();
   p.keys = cache.keys.as<uint16_t>();
   p.values = cache.values.as<uint16_t>();
@@ -197,12 +203,12 @@ void generation_attention(const AttentionArgs& args, const BatchView& batch, Cud
   check_block_size(args.cache.block_size());
   GenerationParams p = params_of(args, batch);
   auto& state = context.state<GenerationState>();
-  const bool invariant = context.options().batch_invariant;
+  const bool invariant = runs_invariant(p.shape.sinks, context);
   const int grid = kernel.grid(context);
   const int sequences = std::max(context.options().max_batch_size, batch.num_generation);
   const int64_t slots = invariant ? static_cast<int64_t>(sequences) * p.shape.heads * kInvariantUnits : grid;
   Scratch& scratch = state.scratch(slots * p.partial_rows, slots * p.partial_rows * kernel.head_size, context);
-  p.plan = state.plan({p.shape.heads, p.shape.window, p.block_shift, grid}, batch, context);
+  p.plan = state.plan({p.shape.heads, p.shape.window, p.shape.sinks, p.block_shift, grid}, batch, context);
   p.partial_sums = scratch.sums.as<float>();
   p.partial_stats = scratch.stats.as<float2>();
   launch(invariant ? kernel.run_invariant : kernel.run, dim3(grid), dim3(kGenerationThreads), kernel.shared_bytes,

@@ -73,10 +73,11 @@ __device__ __forceinline__ PlanEntry entry_of(const PlanParams& p, const int* be
   entry.first = start.extent.first;
   entry.length = start.extent.length;
   entry.unit = start.extent.unit;
+  entry.sinks = start.extent.sinks;
   entry.sharers = shares.owner(last.pair_end - 1) - block + 1;
   for (int slice = 0; slice < static_cast<int>(kTileTokens) / 16; ++slice) {
     const int position = entry.tile * static_cast<int>(kTileTokens) + slice * 16;
-    const bool visible = position < entry.length && position + 16 > entry.first;
+    const bool visible = start.extent.any_of(position, 16);
     const int index = position >> p.block_shift;
     entry.blocks[slice] = visible && index < p.table_width
                               ? __ldcg(p.block_tables + static_cast<int64_t>(entry.sequence) * p.table_width + index)

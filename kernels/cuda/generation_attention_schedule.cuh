@@ -21,6 +21,7 @@ struct GenerationShape {
   int num_sequences;
   int heads;   // of a sequence: KV heads times the row tiles of each
   int window;  // 0: none
+  int sinks;   // first tokens that the window never hides
 };
 
 /// x / y, exact for quotients below 2^22; a third of the instructions of the operator.
@@ -36,29 +37,42 @@ struct alignas(16) PlanEntry {
   int first, length, unit;  // the extent of `sequence`
   int padding;              // whether the batch has padding sequences
   int sharers;              // blocks that share the last pair of the share, from this block on
-  int unused[3];
+  int sinks;                // of the extent
+  int unused[2];
   int blocks[kTileTokens / 16];  // KV blocks of the first tile's slices of 16 tokens; -1: not visible
 };
 
-/// The visible keys of one sequence: positions [first, length) in tiles [begin, end), `unit` tiles to a unit.
+/// The visible keys of one sequence: positions [0, sinks) and [first, length) in tiles [begin, end), `unit` tiles to a
+/// unit. With sinks the tiles that the window hides lie among them: nothing is read of those, but they count as work.
+/// Only the batch-invariant kernel knows of sinks, so that they cost the other one nothing.
 template <bool kInvariant>
 struct Extent {
-  int first = 0, length = 0, begin = 0, end = 0, unit = 1;
+  int first = 0, length = 0, sinks = 0, begin = 0, end = 0, unit = 1;
 
   Extent() = default;
   __device__ __forceinline__ Extent(const GenerationShape& shape, int context_length)
       : first(shape.window > 0 ? max(0, context_length - shape.window) : 0),
         length(max(0, context_length)),
-        begin(static_cast<unsigned>(first) / kTileTokens),
+        sinks(kInvariant ? shape.sinks : 0),
+        begin(kInvariant && sinks > 0 ? 0 : static_cast<unsigned>(first) / kTileTokens),
         end((static_cast<unsigned>(length) + kTileTokens - 1) / kTileTokens),
         unit(kInvariant ? max(kInvariantUnitTiles, (end - begin + kInvariantUnits - 1) / kInvariantUnits) : 1) {}
 
   __device__ __forceinline__ explicit Extent(const PlanEntry& entry)
       : first(entry.first),
         length(entry.length),
-        begin(static_cast<unsigned>(first) / kTileTokens),
+        sinks(kInvariant ? entry.sinks : 0),
+        begin(kInvariant && sinks > 0 ? 0 : static_cast<unsigned>(first) / kTileTokens),
         end((static_cast<unsigned>(length) + kTileTokens - 1) / kTileTokens),
         unit(kInvariant ? entry.unit : 1) {}
+
+  /// Whether any of the tokens [position, position + count) is visible.
+  __device__ __forceinline__ bool any_of(int position, int count) const {
+    return position < length && (position + count > first || (kInvariant && position < sinks));
+  }
+  __device__ __forceinline__ bool all_of(int position, int count) const {
+    return position + count <= length && (position >= first || (kInvariant && position + count <= sinks));
+  }
 
   __device__ __forceinline__ int units() const {
     return kInvariant ? divide(end - begin + unit - 1, unit) : end - begin;

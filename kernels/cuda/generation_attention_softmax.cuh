@@ -67,7 +67,7 @@ __device__ __forceinline__ void adjust_scores(const GenerationParams& p, const E
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int token = first_token + i / 4 * 8 + i % 2;
-      if (token < extent.first || token >= extent.length) scores[i / 4][i % 4] = -INFINITY;
+      if (!extent.any_of(token, 1)) scores[i / 4][i % 4] = -INFINITY;
     }
 }
 

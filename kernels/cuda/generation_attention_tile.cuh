@@ -137,8 +137,8 @@ struct SliceView {
   template <bool kInvariant>
   __device__ __forceinline__ SliceView(const Cursor<kInvariant>& at, int warp)
       : position(at.tile * static_cast<int>(kTileTokens) + warp * kSliceTokens),
-        any(position<at.extent.length && position + kSliceTokens> at.extent.first),
-        all(position + kSliceTokens <= at.extent.length && position >= at.extent.first) {}
+        any(at.extent.any_of(position, kSliceTokens)),
+        all(at.extent.all_of(position, kSliceTokens)) {}
 };
 
 /// Where the vectors of a slice begin in the pools, in vectors.
@@ -184,7 +184,7 @@ struct SliceLoader {
     const int position = (window + lane) * static_cast<int>(kTileTokens) + warp * kSliceTokens;
     const int index = position >> p.block_shift;
     blocks = -1;
-    if (position < at.extent.length && position + kSliceTokens > at.extent.first && index < p.table_width)
+    if (at.extent.any_of(position, kSliceTokens) && index < p.table_width)
       blocks = __ldcg(p.block_tables + static_cast<int64_t>(at.sequence) * p.table_width + index);
   }
 
@@ -221,9 +221,11 @@ struct SliceLoader {
     }
     const int low = (at.extent.first - slice.position) * Tile::kChunks;
     const int high = (at.extent.length - slice.position) * Tile::kChunks;
+    const int sinks = (at.extent.sinks - slice.position) * Tile::kChunks;
 #pragma unroll 1
     for (int i = 0; i < kCopies; ++i) {
-      const bool wanted = i * 32 + lane >= low && i * 32 + lane < high;
+      const int chunk = i * 32 + lane;
+      const bool wanted = chunk < high && (chunk >= low || (kInvariant && chunk < sinks));
       copy_chunk(destination, keys, i, wanted);
       copy_chunk(destination + Tile::kSliceBytes, values, i, wanted);
     }

@@ -12,6 +12,7 @@ struct Case {
   int window = 0;
   float soft_cap = 0;
   bool alibi = false;
+  int sinks = 0;
 };
 
 // Queries, keys and values of a whole sequence: [length, heads, D] each.
@@ -37,11 +38,14 @@ float scale_of(const Case& c) { return 1.0f / std::sqrt(static_cast<float>(c.hea
 // Output of the query at `position` under one head.
 Values reference(const Case& c, const Sequence& s, int position, int head) {
   const int d = c.head_size, kv_head = head / (c.heads / c.kv_heads);
-  const int first = c.window ? std::max(0, position - c.window + 1) : 0;
   const double slope = c.alibi ? slopes(c)[head] : 0;
   Values query(d), weights, out(d);
   for (int i = 0; i < d; ++i) query[i] = s.queries[(position * c.heads + head) * d + i];
-  for (int j = first; j <= position; ++j) {
+  for (int j = 0; j <= position; ++j) {
+    if (c.window && j <= position - c.window && j >= c.sinks) {
+      weights.push_back(-HUGE_VAL);
+      continue;
+    }
     double score = 0;
     for (int i = 0; i < d; ++i) score += query[i] * s.keys[(j * c.kv_heads + kv_head) * d + i];
     score *= scale_of(c);
@@ -51,8 +55,8 @@ Values reference(const Case& c, const Sequence& s, int position, int head) {
   const double top = *std::max_element(weights.begin(), weights.end());
   double sum = 0;
   for (double& weight : weights) sum += weight = std::exp(weight - top);
-  for (int j = first; j <= position; ++j)
-    for (int i = 0; i < d; ++i) out[i] += weights[j - first] / sum * s.values[(j * c.kv_heads + kv_head) * d + i];
+  for (int j = 0; j <= position; ++j)
+    for (int i = 0; i < d; ++i) out[i] += weights[j] / sum * s.values[(j * c.kv_heads + kv_head) * d + i];
   return out;
 }
 
@@ -92,7 +96,7 @@ class Step {
     batch.context_lengths = lengths;
     batch.block_tables = tables;
     batch.num_generation = num_generation;
-    AttentionArgs args{*q_, {keys, values}, {}, scale_of(case_), case_.window, case_.soft_cap, out};
+    AttentionArgs args{*q_, {keys, values}, {}, scale_of(case_), case_.window, case_.soft_cap, out, case_.sinks};
     if (case_.alibi) args.alibi_slopes = table;
     cuda::plan_context_attention(batch, gpu());
     for (int layer = 0; layer < 3; ++layer) cuda::context_attention(args, batch, gpu());
@@ -137,8 +141,9 @@ void check_case(const Case& c, const std::vector<Chunk>& chunks, int num_generat
   const std::vector<Sequence> sequences = sequences_for(c, chunks, random);
   Step step(c, sequences, chunks, random);
   const Tensor out = step.run(num_generation);
-  const std::string what = concat("heads ", c.heads, "/", c.kv_heads, " of ", c.head_size, ", pages of ", c.block_size,
-                                  ", window ", c.window, ", cap ", c.soft_cap, ", slopes ", c.alibi);
+  const std::string what =
+      concat("heads ", c.heads, "/", c.kv_heads, " of ", c.head_size, ", pages of ", c.block_size, ", window ",
+             c.window, ", sinks ", c.sinks, ", cap ", c.soft_cap, ", slopes ", c.alibi);
   Values got, want;
   for (int t = 0; t < step.batch().num_tokens(); ++t) {
     const int s = step.batch().sequence(t), position = step.batch().position(t);
@@ -183,6 +188,17 @@ TEST_F(ContextAttention, EveryPageSize) {
 TEST_F(ContextAttention, LongChunks) {
   check_case({8, 2, 128, 16}, {{0, 700}, {1500, 333}, {2047, 1}});
   check_case({2, 2, 64}, {{0, 1500}, {900, 700}});
+}
+
+TEST_F(ContextAttention, Sinks) {
+  for (const int head_size : {64, 128, 256}) {
+    for (const int sinks : {1, 4, 64, 100, 1000})
+      for (const int window : {1, 8, 100, 200})
+        check_case(
+            {.heads = 4, .kv_heads = 2, .head_size = head_size, .block_size = 32, .window = window, .sinks = sinks},
+            {{0, 300}, {400, 150}});
+    check_case({4, 2, head_size, 32, 130, 3.0f, true, 10}, {{0, 300}, {400, 150}});
+  }
 }
 
 TEST_F(ContextAttention, Variants) {

@@ -13,11 +13,12 @@ struct Case {
   float soft_cap = 0;
   bool alibi = false;
   float score_scale = 1;
+  int sinks = 0;
 
   float scale() const { return score_scale / std::sqrt(static_cast<float>(head_size)); }
   std::string name() const {
     return concat("heads ", heads, "/", kv_heads, " of ", head_size, ", blocks of ", block_size, ", window ", window,
-                  ", cap ", soft_cap, ", alibi ", alibi);
+                  ", sinks ", sinks, ", cap ", soft_cap, ", alibi ", alibi);
   }
 };
 
@@ -46,13 +47,19 @@ Tensor slopes(const Case& c) {
   return out;
 }
 
-int first_visible(const Case& c, int length) { return c.window ? std::max(0, length - c.window) : 0; }
+bool is_visible(const Case& c, int length, int position) {
+  return position < length && (!c.window || position >= length - c.window || position < c.sinks);
+}
 
 // Attention of one head over the gathered keys and values, in double precision; zeros for padding.
 Values reference(const Case& c, const Sequence& s, int head, double slope) {
-  const int d = c.head_size, kv_head = head / (c.heads / c.kv_heads), first = first_visible(c, s.length);
+  const int d = c.head_size, kv_head = head / (c.heads / c.kv_heads);
   Values weights, out(d);
-  for (int j = first; j < s.length; ++j) {
+  for (int j = 0; j < s.length; ++j) {
+    if (!is_visible(c, s.length, j)) {
+      weights.push_back(-HUGE_VAL);
+      continue;
+    }
     double score = 0;
     for (int i = 0; i < d; ++i) score += s.query[head * d + i] * s.keys[(j * c.kv_heads + kv_head) * d + i];
     score *= c.scale();
@@ -62,8 +69,8 @@ Values reference(const Case& c, const Sequence& s, int head, double slope) {
   const double top = weights.empty() ? 0 : *std::max_element(weights.begin(), weights.end());
   double sum = 0;
   for (double& weight : weights) sum += weight = std::exp(weight - top);
-  for (int j = first; j < s.length; ++j)
-    for (int i = 0; i < d; ++i) out[i] += weights[j - first] / sum * s.values[(j * c.kv_heads + kv_head) * d + i];
+  for (int j = 0; j < s.length; ++j)
+    for (int i = 0; i < d; ++i) out[i] += weights[j] / sum * s.values[(j * c.kv_heads + kv_head) * d + i];
   return out;
 }
 
@@ -103,7 +110,7 @@ class Step {
   }
 
   void enqueue(cuda::CudaContext& context) const {
-    AttentionArgs args{q_, {*keys_, *values_}, {}, case_.scale(), case_.window, case_.soft_cap, out_};
+    AttentionArgs args{q_, {*keys_, *values_}, {}, case_.scale(), case_.window, case_.soft_cap, out_, case_.sinks};
     if (case_.alibi) args.alibi_slopes = *slopes_;
     BatchView batch = batch_.view();
     batch.context_lengths = *lengths_;
@@ -133,12 +140,16 @@ class Step {
     for (int s = 0; s < static_cast<int>(sequences.size()); ++s) {
       write_cache(c, sequences[s], s, batch);
       const auto width = batch.block_tables().view().shape[1];
-      const int first = first_visible(c, sequences[s].length), end = sequences[s].length;
       for (int b = 0; b < width; ++b)
-        if ((b + 1) * c.block_size <= first || b * c.block_size >= end)
-          batch.block_tables().set(s * width + b, b % 2 ? -1 : 1 << 30);
+        if (!is_block_visible(c, sequences[s].length, b)) batch.block_tables().set(s * width + b, b % 2 ? -1 : 1 << 30);
     }
     return batch;
+  }
+
+  static bool is_block_visible(const Case& c, int length, int block) {
+    for (int j = block * c.block_size; j < (block + 1) * c.block_size; ++j)
+      if (is_visible(c, length, j)) return true;
+    return false;
   }
 
   static void write_cache(const Case& c, const Sequence& s, int index, PagedBatch& batch) {
@@ -146,8 +157,8 @@ class Step {
     const auto copy = [&](Tensor& pool, int64_t at, const Tensor& from, int64_t row) {
       std::memcpy(pool.view().as<uint16_t>() + at, from.view().as<uint16_t>() + row * c.head_size, bytes);
     };
-    for (int j = first_visible(c, s.length); j < s.length; ++j)
-      for (int h = 0; h < c.kv_heads; ++h) {
+    for (int j = 0; j < s.length; ++j)
+      for (int h = 0; is_visible(c, s.length, j) && h < c.kv_heads; ++h) {
         copy(batch.keys(), batch.at(index, j, h), s.keys, j * c.kv_heads + h);
         copy(batch.values(), batch.at(index, j, h), s.values, j * c.kv_heads + h);
       }
@@ -210,6 +221,17 @@ TEST_F(GenerationAttentionGpu, BlockSizes) {
   Random random;
   for (const int block_size : {16, 32, 64, 128, 256})
     for (const int head_size : {80, 128}) check_case({8, 2, head_size, block_size}, {1, 31, 100, 256, 1111}, random);
+}
+
+TEST_F(GenerationAttentionGpu, Sinks) {
+  Random random;
+  const std::vector<int> lengths = {1, 8, 63, 0, 64, 130, 1000, random.integer(2000, 3000)};
+  for (const int window : {1, 64, 100, 1000})
+    for (const int sinks : {1, 4, 16, 63, 64, 200, 5000})
+      check_case({.heads = 8, .kv_heads = 2, .head_size = 64, .block_size = 16, .window = window, .sinks = sinks},
+                 lengths, random);
+  check_case({8, 2, 128, 64, 300, 3.0f, true, 1, 20}, lengths, random);
+  check_case({8, 2, 256, 32, 100, 0, true, 1, 5}, lengths, random);
 }
 
 TEST_F(GenerationAttentionGpu, WindowsCapsAndSlopes) {
