@@ -9,6 +9,7 @@ namespace inflight::backend {
 
 namespace {
 
+constexpr double kSlowDeliverySeconds = 10;
 const std::vector<double> kLengthBuckets = {10, 50, 100, 500, 1000};
 
 std::vector<Label> with_category(std::vector<Label> labels, const char* label, const char* category) {
@@ -119,6 +120,16 @@ void Metrics::count(Source& source, const ExecutorStats& now) {
   source.counted = now;
 }
 
+/// Once a delivery, for whoever wonders why all streams stand still.
+void Metrics::warn_of_delivery(double seconds) {
+  if (seconds > kSlowDeliverySeconds && !warned_of_delivery_)
+    log(LogLevel::kError,
+        concat("the server has been taking one response for ", static_cast<int>(seconds),
+               " s; all others of this executor wait. Most likely the process of a python model that asks this one "
+               "(tensorrt_llm_bls) hangs: reload that model or restart the server"));
+  warned_of_delivery_ = seconds > kSlowDeliverySeconds;
+}
+
 /// Shows the present numbers. False when nothing has changed and nobody is at work.
 bool Metrics::refresh() {
   if (sources_.empty()) return false;
@@ -136,7 +147,8 @@ bool Metrics::refresh() {
   }
   if (changed && TRITONSERVER_LogIsEnabled(LogLevel::kVerbose)) log(LogLevel::kVerbose, stats_line(stats));
   shown_ = std::move(values);
-  return changed || stats.active_requests > 0;
+  warn_of_delivery(stats.delivery_seconds);
+  return changed || stats.active_requests > 0 || stats.delivery_seconds > 0;
 }
 
 }  // namespace inflight::backend

@@ -51,6 +51,7 @@ class Metrics {
   void create_histograms(const std::vector<Label>& labels);
   void report();
   bool refresh();
+  void warn_of_delivery(double seconds);
   std::vector<Source>::iterator find(const Executor& executor);
   void count(Source& source, const ExecutorStats& now);
 
@@ -66,6 +67,7 @@ class Metrics {
   std::vector<Source> sources_;
   std::vector<double> shown_;
   bool awake_ = false;
+  bool warned_of_delivery_ = false;
   bool closing_ = false;
   std::thread reporter_;
 };

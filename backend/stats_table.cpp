@@ -116,6 +116,7 @@ void add(ExecutorStats& total, const ExecutorStats& part) {
   total.tokens_reused += part.tokens_reused;
   total.draft_tokens += part.draft_tokens;
   total.accepted_draft_tokens += part.accepted_draft_tokens;
+  total.delivery_seconds = std::max(total.delivery_seconds, part.delivery_seconds);
   total.memory_cpu_bytes += part.memory_cpu_bytes;
   total.memory_gpu_bytes += part.memory_gpu_bytes;
   total.memory_pinned_bytes += part.memory_pinned_bytes;

@@ -55,6 +55,7 @@ struct ExecutorStats {
   int64_t tokens_reused = 0;     // prompt tokens taken from the prefix tree
   int64_t draft_tokens = 0;      // verified
   int64_t accepted_draft_tokens = 0;
+  double delivery_seconds = 0;  // how long the callback at work has run; others wait for it. 0: none is
   int64_t memory_cpu_bytes = 0;
   int64_t memory_gpu_bytes = 0;
   int64_t memory_pinned_bytes = 0;

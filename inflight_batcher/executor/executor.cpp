@@ -138,6 +138,7 @@ ExecutorStats Executor::Impl::stats() const {
   ExecutorStats stats = snapshot_;
   stats.waiting_requests += static_cast<int>(inbox_.requests.size());
   stats.active_requests += static_cast<int>(inbox_.requests.size());
+  stats.delivery_seconds = responses_.delivery_seconds();
   return stats;
 }
 

@@ -49,6 +49,11 @@ void ResponseQueue::push(std::vector<Delivery>& deliveries) {
   wake_.notify_one();
 }
 
+double ResponseQueue::delivery_seconds() const {
+  const int64_t began = delivery_began_ns_;
+  return began == 0 ? 0.0 : static_cast<double>(steady_ns() - began) * 1e-9;
+}
+
 void ResponseQueue::loop() {
   std::vector<Delivery> batch;
   while (true) {
@@ -58,7 +63,11 @@ void ResponseQueue::loop() {
       if (queue_.empty()) return;
       batch.swap(queue_);
     }
-    for (Delivery& delivery : batch) deliver(delivery);
+    for (Delivery& delivery : batch) {
+      delivery_began_ns_ = steady_ns();
+      deliver(delivery);
+    }
+    delivery_began_ns_ = 0;
     batch.clear();
   }
 }

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -30,6 +32,9 @@ class ResponseQueue {
   /// Takes the deliveries and leaves the vector empty.
   void push(std::vector<Delivery>& deliveries);
 
+  /// How long the callback at work has run; 0: none is.
+  double delivery_seconds() const;
+
  private:
   void loop();
   void deliver(Delivery& delivery);
@@ -39,6 +44,7 @@ class ResponseQueue {
   std::condition_variable wake_;
   std::vector<Delivery> queue_;
   bool stopping_ = false;
+  std::atomic<int64_t> delivery_began_ns_ = 0;  // on the steady clock; 0: nothing is being delivered
   std::thread thread_;
 };
 

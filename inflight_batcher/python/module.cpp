@@ -262,6 +262,7 @@ nb::dict stats_dict(const ExecutorStats& stats) {
   FIELD(tokens_reused);
   FIELD(draft_tokens);
   FIELD(accepted_draft_tokens);
+  FIELD(delivery_seconds);
   FIELD(memory_cpu_bytes);
   FIELD(memory_gpu_bytes);
   FIELD(memory_pinned_bytes);

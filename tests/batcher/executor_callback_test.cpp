@@ -1,5 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <future>
+#include <thread>
+
 #include "tests/batcher/executor_fixture.h"
 
 namespace inflight {
@@ -48,6 +51,25 @@ TEST_P(ExecutorCallbackTest, ARequestWhoseCallbackThrowsFailsAndTheExecutorGoesO
   expect_nothing_left(*executor_);
   EXPECT_EQ(executor_->stats().requests_failed, 1);
   EXPECT_EQ(executor_->stats().requests_cancelled, 0);
+}
+
+TEST_P(ExecutorCallbackTest, ACallbackThatHangsShows) {
+  std::promise<void> begun, go_on;
+  EXPECT_EQ(executor_->stats().delivery_seconds, 0.0);
+  Request request = make_request(kPrompt);
+  request.output.streaming = false;
+  const auto answer = ask_refusing(request, [&](const Result&) {
+    begun.set_value();
+    go_on.get_future().wait();
+  });
+  begun.get_future().wait();
+  const double first = executor_->stats().delivery_seconds, then = executor_->stats().delivery_seconds;
+  EXPECT_GT(first, 0.0);
+  EXPECT_GT(then, first);
+  go_on.set_value();
+  answer->wait();
+  expect_nothing_left(*executor_);
+  while (executor_->stats().delivery_seconds > 0) std::this_thread::yield();
 }
 
 TEST_P(ExecutorCallbackTest, TheFinalResultComesOnceMoreAsAFailure) {
