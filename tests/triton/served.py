@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -234,7 +235,8 @@ class Served:
         found = [self.server.pid] if Path(f"/proc/{self.server.pid}").exists() else []
         for pid in found:
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += map(int, children.read_text().split())
+                with suppress(FileNotFoundError, ProcessLookupError):  # its thread has just ended
+                    found += map(int, children.read_text().split())
         return found
 
     def processor_times(self) -> dict[int, int]:

@@ -285,7 +285,8 @@ def test_timeout_ends_with_what_is_there(served, greedy_text):
     assert responses[-1].outputs["finish_reason"].item() == b"timeout"
     text = "".join(it.text for it in responses)
     assert len(responses) < MANY
-    assert text.startswith(greedy_text("def", 8))
+    beginning = greedy_text("def", 8)
+    assert text.startswith(beginning) or beginning.startswith(text)  # a busy machine gets less far
 
 
 def test_one_response_a_request(single, greedy_text):

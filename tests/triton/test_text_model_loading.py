@@ -17,10 +17,17 @@ from served import PROMPT
 TEXT = "inflight_text"
 
 
+def command_line(pid):
+    """Nothing for a process that has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def workers(served):
     """Process ids of the tokenizer's processes."""
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in served.process_ids()}
-    return [pid for pid, command in commands.items() if b"inflight.tokenizer_worker" in command]
+    return [pid for pid in served.process_ids() if b"inflight.tokenizer_worker" in command_line(pid)]
 
 
 def test_killed_tokenizers_cost_no_request(served, greedy_text):
@@ -59,10 +66,7 @@ def test_tokenizers_end_with_a_killed_server(start):
         served.server.process.kill()
         served.server.process.wait()
         end = time.monotonic() + 10
-        while any(
-            Path(f"/proc/{pid}/cmdline").exists() and b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            for pid in pids
-        ):
+        while any(b"worker" in command_line(pid) for pid in pids):
             assert time.monotonic() < end, pids
             time.sleep(0.02)
 
