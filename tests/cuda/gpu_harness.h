@@ -15,8 +15,9 @@ class GpuTest : public ::testing::Test {
   }
 };
 
+/// Never destroyed: at the end of the process cuBLASLt, loaded after it, has torn itself down before.
 inline cuda::CudaContext& gpu() {
-  static cuda::CudaContext context{cuda::CudaOptions{}};
+  static cuda::CudaContext& context = *new cuda::CudaContext(cuda::CudaOptions{});
   return context;
 }
 
