@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <future>
-#include <thread>
 
 #include "tests/batcher/executor_fixture.h"
 
@@ -69,7 +69,8 @@ TEST_P(ExecutorCallbackTest, ACallbackThatHangsShows) {
   go_on.set_value();
   answer->wait();
   expect_nothing_left(*executor_);
-  while (executor_->stats().delivery_seconds > 0) std::this_thread::yield();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (executor_->stats().delivery_seconds > 0) ASSERT_LT(std::chrono::steady_clock::now(), end);
 }
 
 TEST_P(ExecutorCallbackTest, TheFinalResultComesOnceMoreAsAFailure) {

@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include <thread>
+#include <future>
 
 #include "inflight_batcher/engine/program_builder.h"
 #include "inflight_batcher/engine/weights.h"
@@ -71,15 +71,15 @@ struct FusionTest : ::testing::Test {
     testing::write_file(folder.path() / "plan.json", document.dump());
     plan = read_plan(folder.path());
     ThreadGroup group(count);
-    std::vector<Program> programs(count);
-    std::vector<std::thread> threads;
     weights.clear();
     for (int rank = 0; rank < count; ++rank) weights.push_back(std::make_unique<WeightStore>(plan, rank, count));
+    std::vector<std::future<Program>> building;
     for (int rank = 0; rank < count; ++rank)
-      threads.emplace_back([&, rank] {
-        programs[rank] = build_program(plan, table, *weights[rank], group.at(rank), {count, 1}, 0, 64, 8);
-      });
-    for (std::thread& thread : threads) thread.join();
+      building.push_back(std::async(std::launch::async, [&, rank] {
+        return build_program(plan, table, *weights[rank], group.at(rank), {count, 1}, 0, 64, 8);
+      }));
+    std::vector<Program> programs;
+    for (std::future<Program>& one : building) programs.push_back(one.get());
     return programs;
   }
 
