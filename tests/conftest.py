@@ -1,5 +1,6 @@
 """Shared fixtures: the demo models, their text, and prompts cut from it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,20 @@ DEMO_MODELS = Path(__file__).parent / "demo_model"
 @pytest.fixture(scope="session")
 def python_7m() -> Path:
     return DEMO_MODELS / "python-7m"
+
+
+@pytest.fixture(scope="session")
+def long_7m(python_7m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """python-7m with room for 16384 tokens. An answer of ENDLESS tokens takes a minute: what a test does while it runs
+    is done in time, however often the machine lets the test wait."""
+    folder = tmp_path_factory.mktemp("long") / "python-7m"
+    folder.mkdir()
+    for file in python_7m.iterdir():
+        (folder / file.name).symlink_to(file.absolute())
+    config = json.loads((python_7m / "config.json").read_text()) | {"max_position_embeddings": 16384}
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import oracle
 from checkpoints import make_gpt2, make_llama
 from inflight.executor import Beam, Executor, ExecutorError, Request
 
+ENDLESS = 16000  # tokens of long_7m; takes a minute and more
 EARLY_STOPPING = {0: False, 1: True, 2: "never"}
 
 
@@ -278,13 +279,12 @@ def test_beams_after_prefix_reuse(python_7m, prompts, alone):
     assert answers == alone * 2
 
 
-def test_cancelled_and_late_beams_give_their_blocks_back(python_7m, prompts):
+def test_cancelled_and_late_beams_give_their_blocks_back(long_7m, prompts):
     requests = mixed(prompts[:18], timeout_seconds=0.05)
-    with Executor(python_7m, max_beam_width=6) as executor:
-        late = [
-            executor.submit(dataclasses.replace(r, max_tokens=800, end_id=None, early_stopping=2)) for r in requests
-        ]
-        gone = [executor.submit(dataclasses.replace(r, max_tokens=800, timeout_seconds=0)) for r in requests]
+    with Executor(long_7m, max_beam_width=6) as executor:
+        endless = [dataclasses.replace(r, max_tokens=ENDLESS, end_id=None, early_stopping=2) for r in requests]
+        late = [executor.submit(request) for request in endless]
+        gone = [executor.submit(dataclasses.replace(request, timeout_seconds=0)) for request in endless]
         for handle in gone:
             handle.cancel()
         for handle in gone:
@@ -296,11 +296,12 @@ def test_cancelled_and_late_beams_give_their_blocks_back(python_7m, prompts):
         assert executor.stats()["kv_blocks_used"] == 0
 
 
-def test_higher_priority_beams_go_first(python_7m, prompts):
-    with Executor(python_7m, max_beam_width=4, max_batch_size=4) as executor:
-        executor.submit(Request(prompts[0], max_tokens=30, beam_width=4))
+def test_higher_priority_beams_go_first(long_7m, prompts):
+    with Executor(long_7m, max_beam_width=4, max_batch_size=4) as executor:
+        blocker = executor.submit(Request(prompts[0], max_tokens=ENDLESS, beam_width=4))
         fields = dict(max_tokens=8, beam_width=4, perf_metrics=True)
         handles = [executor.submit(Request(prompts[1], priority=priority, **fields)) for priority in (0.1, 0.9)]
+        blocker.cancel()
         (low,), (high,) = handles
     assert high.perf.last_token_time_ns < low.perf.first_token_time_ns
 

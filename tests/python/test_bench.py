@@ -155,8 +155,8 @@ def test_offline_holds_the_concurrency(executor, concurrency):
 
 
 def test_all_at_once_shares_steps(executor):
-    measured = offline.run(executor, Workload(((8, 20),) * 16))
-    assert 20 <= measured.steps < 16 * 20 / 4
+    measured = offline.run(executor, Workload(((8, 200),) * 16))
+    assert 200 <= measured.steps < 16 * 200 / 4
 
 
 def test_requests_arrive_by_the_clock(executor):

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import threading
 import time
 
 import numpy as np
@@ -14,6 +13,7 @@ from inflight import plan
 from inflight.executor import Executor, ExecutorError, Request
 
 PROMPT = [311, 84, 15, 343, 9]
+ENDLESS = 16000  # tokens of long_7m; takes a minute, so it is cancelled
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +240,12 @@ def test_marked_outputs_have_a_row_for_each_computed_token(python_7m, tmp_path, 
         assert np.array_equal(result.additional_outputs["hidden.layer7"], whole.additional_outputs["hidden.layer7"])
 
 
-def test_cancel_ends_at_once_and_frees_the_blocks(python_7m):
-    with Executor(python_7m, max_batch_size=2) as executor:
-        running = executor.submit(Request(PROMPT, max_tokens=1000, streaming=True))
+def test_cancel_ends_at_once_and_frees_the_blocks(long_7m):
+    with Executor(long_7m, max_batch_size=2) as executor:
+        running = executor.submit(Request(PROMPT, max_tokens=ENDLESS, streaming=True))
         stream = iter(running)
         next(stream)
-        others = [executor.submit(Request(PROMPT, max_tokens=1000)) for _ in range(3)]  # running and waiting ones
+        others = [executor.submit(Request(PROMPT, max_tokens=ENDLESS)) for _ in range(3)]  # running and waiting ones
         for handle in (running, *others):
             handle.cancel()
         with pytest.raises(ExecutorError) as caught:
@@ -262,50 +262,48 @@ def test_cancel_ends_at_once_and_frees_the_blocks(python_7m):
         assert stats["active_requests"] == 0
 
 
-def test_timeout_ends_with_what_is_there(python_7m):
-    with Executor(python_7m, max_batch_size=1) as executor:
-        running = executor.submit(Request(PROMPT, max_tokens=1000, timeout_seconds=0.15))
-        waiting = executor.submit(Request(PROMPT, max_tokens=1000, timeout_seconds=0.05))
-        (late,) = waiting
-        (result,) = running
-    assert late.finish_reason == result.finish_reason == "timeout"
-    assert late.tokens == []
-    assert 0 < len(result.tokens) < 1000
+def test_timeout_ends_with_what_is_there(long_7m):
+    with Executor(long_7m, max_batch_size=1) as executor:
+        for seconds in (0.15, 1, 5, 25):  # a busy machine may give no token in time
+            running = executor.submit(Request(PROMPT, max_tokens=ENDLESS, timeout_seconds=seconds))
+            waiting = executor.submit(Request(PROMPT, max_tokens=ENDLESS, timeout_seconds=seconds / 3))
+            (late,) = waiting
+            (result,) = running
+            assert late.finish_reason == result.finish_reason == "timeout"
+            assert late.tokens == []
+            if result.tokens:
+                break
+        assert result.tokens == executor.generate(Request(PROMPT, max_tokens=len(result.tokens)))
 
 
-def test_full_queue_is_refused_and_nothing_is_lost(python_7m):
-    with Executor(python_7m, max_batch_size=1, max_queue_size=2) as executor:
-        handles = [executor.submit(Request(PROMPT, max_tokens=600))]
+@pytest.fixture
+def busy(long_7m):
+    """An executor for one request at a time and two that wait, and the endless one that it runs."""
+    with Executor(long_7m, max_batch_size=1, max_queue_size=2) as executor:
+        blocker = executor.submit(Request(PROMPT, max_tokens=ENDLESS))
         while executor.stats()["waiting_requests"]:
             time.sleep(0.001)
-        handles += [executor.submit(Request(PROMPT, max_tokens=2)) for _ in range(2)]
-        error = refused(executor, Request(PROMPT, max_tokens=2))
-        assert error.code == "unavailable"
-        assert "Maximum queue size of 2" in str(error)
-        assert [len(handle.tokens()) for handle in handles] == [600, 2, 2]
-        assert executor.generate(Request(PROMPT, max_tokens=2))
+        yield executor, blocker
 
 
-def test_higher_priority_goes_first(python_7m):
-    finished: list[str] = []
-    with Executor(python_7m, max_batch_size=1) as executor:
-        blocker = executor.submit(Request(PROMPT, max_tokens=300))
-        while executor.stats()["waiting_requests"]:
-            time.sleep(0.001)
-        waiting = {
-            name: executor.submit(Request(PROMPT, max_tokens=20, priority=priority))
-            for name, priority in (("low", 0.1), ("high", 0.9))
-        }
-        threads = [
-            threading.Thread(target=lambda n=name, h=handle: (h.tokens(), finished.append(n)))
-            for name, handle in waiting.items()
-        ]
-        for thread in threads:
-            thread.start()
-        blocker.tokens()
-        for thread in threads:
-            thread.join()
-    assert finished == ["high", "low"]
+def test_full_queue_is_refused_and_nothing_is_lost(busy):
+    executor, blocker = busy
+    handles = [executor.submit(Request(PROMPT, max_tokens=2)) for _ in range(2)]
+    error = refused(executor, Request(PROMPT, max_tokens=2))
+    assert error.code == "unavailable"
+    assert "Maximum queue size of 2" in str(error)
+    blocker.cancel()
+    assert [len(handle.tokens()) for handle in handles] == [2, 2]
+    assert executor.generate(Request(PROMPT, max_tokens=2))
+
+
+def test_higher_priority_goes_first(busy):
+    executor, blocker = busy
+    fields = dict(max_tokens=20, perf_metrics=True)
+    handles = [executor.submit(Request(PROMPT, priority=priority, **fields)) for priority in (0.1, 0.9)]
+    blocker.cancel()
+    (low,), (high,) = handles
+    assert high.perf.last_token_time_ns < low.perf.first_token_time_ns
 
 
 INVALID = {
@@ -380,9 +378,9 @@ def test_bad_configurations_are_named(python_7m, case):
     assert text in str(caught.value)
 
 
-def test_closing_answers_what_is_in_flight(python_7m):
-    executor = Executor(python_7m, max_batch_size=2)
-    handles = [executor.submit(Request(PROMPT, max_tokens=1000)) for _ in range(5)]
+def test_closing_answers_what_is_in_flight(long_7m):
+    executor = Executor(long_7m, max_batch_size=2)
+    handles = [executor.submit(Request(PROMPT, max_tokens=ENDLESS)) for _ in range(5)]
     executor.close()
     for handle in handles:
         with pytest.raises(ExecutorError) as caught:
@@ -393,6 +391,10 @@ def test_closing_answers_what_is_in_flight(python_7m):
 
 
 def test_idle_executor_uses_no_processor_time(executor, answer):
-    before = time.process_time()
-    time.sleep(1.0)
-    assert time.process_time() - before < 0.05
+    def used_in_a_second() -> float:
+        before = time.process_time()
+        time.sleep(1.0)
+        return time.process_time() - before
+
+    # A second in which this process's other threads do nothing either comes; one that polls or spins is never at rest.
+    assert any(used_in_a_second() < 0.05 for _ in range(30))

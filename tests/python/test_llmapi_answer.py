@@ -10,7 +10,7 @@ from inflight.serve.llmapi_request import read_order
 from inflight.tokenizer import Tokenizer
 
 PROMPT = "def read_file(path):\n    "
-MANY = 900
+ENDLESS = 16000  # tokens of long_7m; takes a minute
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def tokenizer(python_7m):
 
 
 @pytest.fixture(scope="module")
-def executor(python_7m):
-    with Executor(python_7m, num_threads=1) as shared:
+def executor(long_7m):
+    with Executor(long_7m, num_threads=1) as shared:
         yield shared
 
 
@@ -48,12 +48,12 @@ def test_stop_word_ends_the_work(begin, executor):
     answers, handle = begin(60)
     (whole,) = texts(answers.responses(handle))
     before = executor.stats()["steps"]
-    answers, handle = begin(MANY, sampling_param_stop=[whole[len(PROMPT) + 40 :][:6].encode()])
+    answers, handle = begin(ENDLESS, sampling_param_stop=[whole[len(PROMPT) + 40 :][:6].encode()])
     assert texts(answers.responses(handle)) == [whole[: len(PROMPT) + 40]]
     assert answers.ended
     with pytest.raises(ExecutorError, match="cancelled"):
         list(handle)
-    assert executor.stats()["steps"] - before < MANY / 2
+    assert executor.stats()["steps"] - before < ENDLESS / 2
 
 
 def test_sequence_that_ends_first_waits_for_the_others(begin, tokenizer):
@@ -71,7 +71,7 @@ def test_sequence_that_ends_first_waits_for_the_others(begin, tokenizer):
 
 
 def test_leaving_early_ends_the_work(begin):
-    answers, handle = begin(MANY, streaming=[True])
+    answers, handle = begin(ENDLESS, streaming=[True])
     responses = answers.responses(handle)
     next(responses)
     responses.close()
