@@ -11,7 +11,7 @@ from inflight.executor import Executor, Request
 from inflight.serve.repository import fill_repository
 from inflight.serve.server import TritonServer
 from inflight.tokenizer import Tokenizer
-from served import PROMPT, Served
+from served import ENDLESS, PROMPT, Served
 
 
 @pytest.fixture(scope="session")
@@ -20,20 +20,25 @@ def engine_dir(python_7m: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def long_engine_dir(long_7m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plan.build(long_7m, tmp_path_factory.mktemp("long") / "engine")
+
+
+@pytest.fixture(scope="session")
 def start(engine_dir: Path, python_7m: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """start(arguments=(), edit=None, **template_variables): a context manager of a ready server. `edit` may change
-    the filled repository before the start."""
+    """start(arguments=(), edit=None, engine=engine_dir, **template_variables): a context manager of a ready server.
+    `edit` may change the filled repository before the start."""
     cache = tmp_path_factory.mktemp("backends")
 
     @contextmanager
-    def started(arguments=(), edit=None, **variables) -> Iterator[Served]:
+    def started(arguments=(), edit=None, engine: Path = engine_dir, **variables) -> Iterator[Served]:
         folder = tmp_path_factory.mktemp("server")
-        repository = fill_repository(folder / "models", engine_dir, python_7m, **variables)
+        repository = fill_repository(folder / "models", engine, python_7m, **variables)
         if edit is not None:
             edit(repository)
-        server = TritonServer(repository, arguments=arguments, cache=cache, log=folder / "server.log", timeout_s=60.0)
+        server = TritonServer(repository, arguments=arguments, cache=cache, log=folder / "server.log")
         with server:
-            yield Served(server, engine_dir)
+            yield Served(server, engine)
 
     return started
 
@@ -51,14 +56,22 @@ def served(shared_server: Served, greedy_text: Callable) -> Iterator[Served]:
     shared_server.require_healthy(greedy_text(PROMPT))
 
 
+@pytest.fixture(scope="session")
+def endless_server(start, long_engine_dir: Path) -> Iterator[Served]:
+    """With KV blocks for sixteen endless requests at once."""
+    with start(engine=long_engine_dir, kv_cache_cpu_memory_bytes=4 << 30, stats_check_period_ms=20) as served:
+        yield served
+
+
 @pytest.fixture
-def steps_stay_few(served: Served) -> Iterator[None]:
-    """For tests of requests for 900 tokens that end before: the engine must not compute on."""
-    served.settle()
-    before = served.sample("iteration_counter")
-    yield
-    served.settle()
-    assert served.sample("iteration_counter") - before < 600
+def endless(endless_server: Served, greedy_text: Callable) -> Iterator[Served]:
+    """The server for requests for ENDLESS tokens that end before: the engine must not compute on."""
+    endless_server.settle()
+    before = endless_server.sample("iteration_counter")
+    yield endless_server
+    endless_server.require_healthy(greedy_text(PROMPT))
+    endless_server.settle()
+    assert endless_server.sample("iteration_counter") - before < ENDLESS
 
 
 @pytest.fixture(scope="session")

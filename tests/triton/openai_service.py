@@ -18,7 +18,7 @@ import openai
 
 from inflight.serve.locate import PACKAGE
 from inflight.serve.server import Ports
-from served import HttpAnswer
+from served import PATIENCE_S, HttpAnswer
 
 
 class Service:
@@ -39,13 +39,15 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
 
     def ask(self, path: str, body: object = None) -> HttpAnswer:
         """GET without a body, else POST of the bytes, or of anything else as JSON."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", data), timeout=60) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{self.url}{path}", data), timeout=PATIENCE_S
+            ) as answer:
                 return HttpAnswer(answer.status, answer.read())
         except urllib.error.HTTPError as error:
             return HttpAnswer(error.code, error.read())
@@ -53,12 +55,12 @@ class Service:
     def connect(self, path: str, body: dict) -> socket.socket:
         """A connection on which the request was sent. HTTP 1.0: the answer comes without lengths of chunks."""
         data = json.dumps(body).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
         head = f"POST {path} HTTP/1.0\r\nContent-Length: {len(data)}\r\n\r\n"
         connection.sendall(head.encode() + data)
         return connection
 
-    def wait_until_up(self, patience_s: float = 30.0) -> None:
+    def wait_until_up(self, patience_s: float = PATIENCE_S) -> None:
         end = time.monotonic() + patience_s
         while True:
             try:
@@ -76,7 +78,7 @@ class Service:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.terminate()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=PATIENCE_S)
 
 
 @contextmanager

@@ -21,7 +21,9 @@ from inflight.serve.server import TritonServer
 
 TEXT_MODELS = ("ensemble", "tensorrt_llm_bls", "inflight_text")
 PROMPT = "def read_file(path):\n    "
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0  # until something that must come counts as missing: a test that passes never waits for its end
+ENDLESS = 16000  # tokens of long_7m; takes a minute, so it is cancelled
+STILL_SCRAPES = 15
 
 # Types that a plain Python number or list stands for, by tensor name; all others are INT32.
 _TYPES = {
@@ -200,24 +202,24 @@ class Served:
         (statistics,) = self.get(f"/v2/models/{model}/stats").json["model_stats"]
         return sum(it["cancel"]["count"] for it in statistics["response_stats"].values())
 
-    def wait_until_idle(self, model: str = "tensorrt_llm", patience_s: float = 10.0) -> None:
+    def wait_until_idle(self, model: str = "tensorrt_llm", patience_s: float = PATIENCE_S) -> None:
         """Returns when the engine model has no request and holds no KV blocks for one."""
         end = time.monotonic() + patience_s
         while any(busy := [self.sample(f'="{it}"', model=model) for it in ("active", "used")]):
             assert time.monotonic() < end, f"active requests and used KV blocks after {patience_s} s: {busy}"
             time.sleep(0.01)
 
-    def settle(self, model: str = "tensorrt_llm", patience_s: float = 10.0) -> None:
+    def settle(self, model: str = "tensorrt_llm", patience_s: float = PATIENCE_S) -> None:
         """Returns when the model is idle and what it did before is shown: the server gets samples a period after the
-        step, so they must have stood still for many periods."""
+        step, so they must be the same in many scrapes. (Time alone says nothing: the server may have stood still.)"""
         self.wait_until_idle(model, patience_s)
         end = time.monotonic() + patience_s
-        shown, since = self.metrics(), time.monotonic()
-        while time.monotonic() - since < 0.3:
+        shown, same = self.metrics(), 0
+        while same < STILL_SCRAPES:
             assert time.monotonic() < end, f"the samples still change after {patience_s} s"
             time.sleep(0.02)
-            if (now := self.metrics()) != shown:
-                shown, since = now, time.monotonic()
+            now = self.metrics()
+            shown, same = now, same + 1 if now == shown else 0
 
     def shows(self, expected: float, *words: str, model: str = "tensorrt_llm") -> None:
         """Asserts that the sample of these words (see `sample`) becomes `expected`."""
@@ -243,14 +245,18 @@ class Served:
         """Clock ticks that each process has used."""
         times = {}
         for pid in self.process_ids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            times[pid] = int(fields[11]) + int(fields[12])
+            with suppress(FileNotFoundError, ProcessLookupError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                times[pid] = int(fields[11]) + int(fields[12])
         return times
 
     def memory_of_processes(self) -> dict[int, int]:
         """Resident bytes of each process."""
-        page = os.sysconf("SC_PAGE_SIZE")
-        return {pid: page * int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.process_ids()}
+        page, sizes = os.sysconf("SC_PAGE_SIZE"), {}
+        for pid in self.process_ids():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                sizes[pid] = page * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return sizes
 
     def server_memory(self) -> int:
         return self.memory_of_processes()[self.server.pid]
@@ -262,13 +268,13 @@ class Served:
     @staticmethod
     def _http(request: urllib.request.Request) -> HttpAnswer:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                 return HttpAnswer(answer.status, answer.read())
         except urllib.error.HTTPError as error:
             return HttpAnswer(error.code, error.read())
 
 
-def becomes(expected: object, probe: Callable[[], object], patience_s: float = 10.0) -> None:
+def becomes(expected: object, probe: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
     """Asserts that the probe comes to give `expected`: for what is true a moment after an answer."""
     end = time.monotonic() + patience_s
     while (found := probe()) != expected:

@@ -8,7 +8,7 @@ import torch
 
 from inflight.executor import Request
 from openai_service import by_choice, running
-from served import PROMPT
+from served import ENDLESS, PROMPT
 
 MODEL = "python-7m"
 CHAT = [{"role": "user", "content": PROMPT}]
@@ -127,7 +127,7 @@ def test_long_prompt_is_encoded_beside_the_loop(complete, greedy_text):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_stop_strings(complete, greedy_text, stream, steps_stay_few):
+def test_stop_strings(complete, greedy_text, stream):
     text = greedy_text(PROMPT, 40)
     for stop in (text[20:24], [text[30:33], "never", text[11:19]], "never"):
         words = [stop] if isinstance(stop, str) else stop
@@ -139,8 +139,6 @@ def test_stop_strings(complete, greedy_text, stream, steps_stay_few):
             continue
         wanted = min((text.find(word) for word in words if text.find(word) + len(word) == min(ends)), default=None)
         assert found == (text[:wanted], "stop")
-    (found,) = by_choice(complete(max_tokens=900, stop=text[20:24], stream=True)).values()
-    assert found[1] == "stop"  # and the engine stops then, too
 
 
 def test_a_natural_end_is_a_stop(complete, tokenizer):
@@ -335,16 +333,29 @@ def test_bodies_that_are_none(client, service, path, body, status):
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_client_that_leaves_ends_its_answer(client, service, served, steps_stay_few):
-    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
-    with service.connect("/v1/completions", {**body, "stream": True}) as connection:
+@pytest.fixture(scope="module")
+def endless_service(endless_server, tmp_path_factory):
+    with running(endless_server.server.grpc_url, tmp_path_factory.mktemp("openai") / "service.log") as started:
+        yield started
+
+
+def test_a_stop_string_ends_the_engine_too(endless, endless_service, greedy_text):
+    fields = {"model": MODEL, "prompt": PROMPT, "max_tokens": ENDLESS, "temperature": 0}
+    with endless_service.client() as client:
+        chunks = client.completions.create(**fields, stop=greedy_text(PROMPT, 40)[20:24], stream=True)
+        assert by_choice(chunks)[0][1] == "stop"
+
+
+def test_a_client_that_leaves_ends_its_answer(endless, endless_service):
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": ENDLESS, "ignore_eos": True, "temperature": 0}
+    with endless_service.connect("/v1/completions", {**body, "stream": True}) as connection:
         received = b""
         while received.count(b"data:") < 3:
             received += connection.recv(4096)
-    served.wait_until_idle()
-    with service.connect("/v1/completions", body):  # not streamed: it has not had a byte
-        served.wait_until_active()
-    served.wait_until_idle()
+    endless.wait_until_idle()
+    with endless_service.connect("/v1/completions", body):  # not streamed: it has not had a byte
+        endless.wait_until_active()
+    endless.wait_until_idle()
 
 
 def test_256_streams_at_once(client, service, greedy_text):

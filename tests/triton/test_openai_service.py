@@ -13,7 +13,7 @@ from inflight.openai.engine import Engine, Order
 from inflight.serve.locate import PACKAGE
 from inflight.serve.server import Ports
 from openai_service import by_choice, running
-from served import PROMPT
+from served import ENDLESS, PATIENCE_S, PROMPT
 
 MODEL = "python-7m"
 CHAT = [{"role": "user", "content": PROMPT}]
@@ -44,19 +44,22 @@ def test_answers_left_early_do_not_hold_the_server(start):
         for _ in range(4):
             asyncio.run(leave_early(served.server.grpc_url, 50))
         served.wait_until_idle()
+        served.server.stop(PATIENCE_S)
     assert served.server.exit_code == 0
 
 
-def test_a_full_queue_is_429(start, tmp_path):
-    with start(max_queue_size=2, max_batch_size=1) as served, running(served.server.grpc_url, tmp_path / "log") as full:
-        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 900, "stream": True, "ignore_eos": True}
+def test_a_full_queue_is_429(start, long_engine_dir, tmp_path):
+    with (
+        start(engine=long_engine_dir, max_queue_size=2, max_batch_size=1) as served,
+        running(served.server.grpc_url, tmp_path / "log") as full,
+    ):
+        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": ENDLESS, "stream": True, "ignore_eos": True}
         waiting = [full.connect("/v1/completions", body) for _ in range(8)]
         served.wait_until_active(3)
-        statuses = [full.ask("/v1/completions", {**body, "max_tokens": 4}).status for _ in range(4)]
+        assert full.ask("/v1/completions", {**body, "max_tokens": 4}).status == 429
         for connection in waiting:
             connection.close()
         served.wait_until_idle()
-        assert 429 in statuses
 
 
 def test_the_end_lets_answers_finish(served, tmp_path, greedy_text):
@@ -66,13 +69,16 @@ def test_the_end_lets_answers_finish(served, tmp_path, greedy_text):
         text = next(stream).choices[0].text
         service.terminate()
         text += "".join(chunk.choices[0].text for chunk in stream)
-        assert service.process.wait(timeout=30) == 0
+        assert service.process.wait(timeout=PATIENCE_S) == 0
     assert text == greedy_text(PROMPT, 200)
 
 
-def test_a_server_that_ends_is_503(start, tmp_path):
-    with start() as served, running(served.server.grpc_url, tmp_path / "log", "--name", "mine") as service:
-        fields = dict(model="mine", prompt=PROMPT, max_tokens=900, stream=True, extra_body={"ignore_eos": True})
+def test_a_server_that_ends_is_503(start, long_engine_dir, tmp_path):
+    with (
+        start(engine=long_engine_dir) as served,
+        running(served.server.grpc_url, tmp_path / "log", "--name", "mine") as service,
+    ):
+        fields = dict(model="mine", prompt=PROMPT, max_tokens=ENDLESS, stream=True, extra_body={"ignore_eos": True})
         stream = iter(service.client().completions.create(**fields))
         next(stream)
         served.server.process.kill()
@@ -113,4 +119,4 @@ def test_serve_starts_it_beside_the_server(python_7m, greedy_text):
         assert answer.choices[0].text == greedy_text(PROMPT)
     finally:
         process.terminate()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0

@@ -10,7 +10,7 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from served import PROMPT, tensor
+from served import ENDLESS, PATIENCE_S, PROMPT, tensor
 
 CLIENTS = {"grpc": grpc, "http": http}
 STATISTICS = {
@@ -28,9 +28,10 @@ STATISTICS = {
 
 
 @pytest.fixture(scope="module")
-def classic(start):
+def classic(start, long_engine_dir):
     """As the old guides deploy it for these scripts: one response a request, the prompt part of the answer."""
-    with start(decoupled_mode=False, exclude_input_in_output=False, stats_check_period_ms=20) as served:
+    settings = {"decoupled_mode": False, "exclude_input_in_output": False, "stats_check_period_ms": 20}
+    with start(engine=long_engine_dir, **settings) as served:
         yield served
 
 
@@ -101,7 +102,7 @@ def test_answers_are_told_apart_by_id_and_measured_by_the_first_output(classic, 
             client.async_infer("tensorrt_llm", inputs, callback=callback, request_id=str(index))
         found = {}
         for _ in range(8):
-            result, error = answers.get(timeout=30)
+            result, error = answers.get(timeout=PATIENCE_S)
             assert error is None
             message = result.get_response(as_json=True)
             assert message["outputs"][0]["name"] == "output_ids"
@@ -124,7 +125,7 @@ def test_futures_of_the_http_client(classic, prompts, greedy):
 def test_answers_in_one_piece(classic, prompts, greedy, stop):
     """The engine client without streaming. It takes the tokens from the last response, a stopped request's too."""
     answers = queue.SimpleQueue()
-    ids, length = prompts[0], 900 if stop else 16
+    ids, length = prompts[0], ENDLESS if stop else 16
     sampling = {"beam_width": number(1), "temperature": number(1.0, np.float32), "streaming": number(False, bool)}
     sampling |= {"end_id": number(-1), "pad_id": number(0), "return_log_probs": number(True, bool)}
     sampling |= {"runtime_top_k": number(1), "runtime_top_p": number(0.0, np.float32)}
@@ -140,14 +141,14 @@ def test_answers_in_one_piece(classic, prompts, greedy, stop):
         if stop:
             classic.wait_until_active()
             order(inputs=engine_inputs(client, [0], 0, stop=number(True, bool)))
-        found = [answers.get(timeout=30) for _ in range(2 if stop else 1)]
+        found = [answers.get(timeout=PATIENCE_S) for _ in range(2 if stop else 1)]
     assert [error for _, error in found if error] == []
     (result,) = [result for result, _ in found if result.as_numpy("output_ids") is not None]  # the order's has none
     tokens = result.as_numpy("output_ids")[0][0].tolist()
     assert result.as_numpy("sequence_length")[0][0] == len(tokens)
     generated = tokens[len(ids) :]
     assert tokens[: len(ids)] == ids
-    assert len(generated) < 900 if stop else len(generated) == 16
+    assert len(generated) < ENDLESS if stop else len(generated) == 16
     assert generated == greedy(ids, 16)[: len(generated)] or generated[:16] == greedy(ids, 16)
     assert result.as_numpy("output_log_probs").shape == (1, 1, len(generated))
     assert result.as_numpy("cum_log_probs").shape == (1, 1)
@@ -158,12 +159,12 @@ def test_a_future_can_be_cancelled(classic, prompts):
     with grpc.InferenceServerClient(classic.server.grpc_url) as client:
         future = client.async_infer(
             "tensorrt_llm",
-            engine_inputs(client, prompts[0], 900, end_id=number(-1)),
+            engine_inputs(client, prompts[0], ENDLESS, end_id=number(-1)),
             callback=lambda result, error: answers.put((result, error)),
         )
         classic.wait_until_active()
         future.cancel()
-        _, error = answers.get(timeout=30)
+        _, error = answers.get(timeout=PATIENCE_S)
     assert error.status() == "StatusCode.CANCELLED"
     classic.wait_until_idle()
 
@@ -218,19 +219,19 @@ def test_stream_of_tokens(served, prompts, greedy, outputs):
     assert found == greedy(prompts[0], 12, end_id=0)
 
 
-def test_stream_stopped_on_the_way(served, prompts):
-    stream = stream_tokens(served, prompts[0], 900)
-    first = stream.answers.get(timeout=30)
+def test_stream_stopped_on_the_way(endless, prompts):
+    stream = stream_tokens(endless, prompts[0], ENDLESS)
+    first = stream.answers.get(timeout=PATIENCE_S)
     stop = engine_inputs(stream.client, [0], 0, stop=number(True, bool))
     stream.client.async_stream_infer("tensorrt_llm", stop, request_id="streamed", parameters={"Streaming": True})
     found = [first, *stream.close()]
     assert not any(isinstance(result, InferenceServerException) for result in found)
-    assert 0 < len(found) < 800
+    assert 0 < len(found) < ENDLESS
 
 
-def test_stream_cancelled_on_the_way(served, prompts):
-    stream = stream_tokens(served, prompts[0], 900)
-    first = stream.answers.get(timeout=30)
+def test_stream_cancelled_on_the_way(endless, prompts):
+    stream = stream_tokens(endless, prompts[0], ENDLESS)
+    first = stream.answers.get(timeout=PATIENCE_S)
     *others, last = [first, *stream.close(cancel_requests=True)]
     assert last.status() == "StatusCode.CANCELLED"
     assert not any(isinstance(result, InferenceServerException) for result in others)

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from served import PATIENCE_S, PROMPT, tensor
+from served import ENDLESS, PATIENCE_S, PROMPT, tensor
 
 MODEL = "tensorrt_llm"
-MANY = 900
 TIMES = {"arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns"}
 
 
 @pytest.fixture(scope="module")
-def python(start):
-    with start(triton_backend="python", max_beam_width=4, enable_kv_cache_reuse=False) as served:
+def python(start, long_engine_dir):
+    with start(
+        engine=long_engine_dir, triton_backend="python", max_beam_width=4, enable_kv_cache_reuse=False
+    ) as served:
         yield served
 
 
@@ -137,14 +138,14 @@ def test_text_models_around_it(python, greedy_text):
 
 
 def test_stop_order(python, prompts):
-    with python.stream_tokens(prompts[0][:20], MANY, streaming=True, request_id="mine") as stream:
+    with python.stream_tokens(prompts[0][:20], ENDLESS, streaming=True, request_id="mine") as stream:
         stream.next()
         with python.stream_tokens([0], 1, stop=True, request_id="mine") as order:
             (answer,) = order
         assert (answer.final, answer.error, answer.outputs) == (True, None, {})
         *others, last = stream
     assert (last.final, last.error, last.outputs) == (True, None, {})
-    assert len(others) < MANY - 1
+    assert len(others) < ENDLESS - 1
     with python.stream_tokens([0], 1, stop=True) as order:
         (answer,) = order
     assert answer.error == "Trying to stop a request but request ID is not provided"

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from served import PATIENCE_S, PROMPT, tensor
+from served import ENDLESS, PATIENCE_S, PROMPT, tensor
 
 SECOND = "second"  # not decoupled, so that refusals have codes; two instances
 LONG = 600
-ENDLESS = 1000  # is cancelled
 MOST_SENT = 500  # a request takes LONG steps, sending it a moment: the places fill long before
 
 
@@ -31,8 +30,9 @@ def add_second_model(repository):
 
 
 @pytest.fixture(scope="module")
-def module_server(start):
+def module_server(start, long_engine_dir):
     with start(
+        engine=long_engine_dir,
         edit=add_second_model,
         triton_backend="tensorrtllm",
         max_batch_size=1,

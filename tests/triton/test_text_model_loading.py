@@ -6,13 +6,14 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders
 
-from served import PROMPT
+from served import PATIENCE_S, PROMPT, becomes
 
 TEXT = "inflight_text"
 
@@ -39,14 +40,17 @@ def test_killed_tokenizers_cost_no_request(served, greedy_text):
     def kill():
         while not done.is_set():
             for pid in workers(served)[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
             time.sleep(0.1)
 
     killer = threading.Thread(target=kill)
     killer.start()
+    answers, end = [], time.monotonic() + PATIENCE_S
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: served.generate(TEXT, max_tokens=4), range(150)))
+        while len(killed) < 3 and time.monotonic() < end:
+            answers += pool.map(lambda _: served.generate(TEXT, max_tokens=4), range(50))
     done.set()
     killer.join()
     texts = [it.json.get("text_output") for it in answers]
@@ -54,7 +58,7 @@ def test_killed_tokenizers_cost_no_request(served, greedy_text):
     assert all("the tokenizer process" in it for it in failures), failures
     assert len(failures) <= len(killed)
     assert [text for text in texts if text is not None] == [expected] * (len(texts) - len(failures))
-    assert len(killed) > 1
+    assert len(killed) >= 3
     assert served.text(TEXT, max_tokens=4) == expected
 
 
@@ -65,10 +69,7 @@ def test_tokenizers_end_with_a_killed_server(start):
         assert pids
         served.server.process.kill()
         served.server.process.wait()
-        end = time.monotonic() + 10
-        while any(b"worker" in command_line(pid) for pid in pids):
-            assert time.monotonic() < end, pids
-            time.sleep(0.02)
+        becomes([], lambda: [pid for pid in pids if b"worker" in command_line(pid)])
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +102,7 @@ def test_serves_alone_and_again(managed, greedy_text):
         assert load(managed, TEXT).status == 200
         ask(managed, greedy_text(PROMPT))
         unload(managed, TEXT)
-    end = time.monotonic() + 10
-    while workers(managed):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    becomes([], lambda: workers(managed))
 
 
 @pytest.mark.parametrize("first", ["tensorrt_llm", TEXT])
