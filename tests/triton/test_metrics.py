@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from served import TEXT_MODELS
+from served import ENDLESS, TEXT_MODELS, becomes
 
 FAMILIES = {
     "nv_trt_llm_request_metrics": ("request_type", "active max scheduled context waiting"),
@@ -50,17 +50,25 @@ def test_idle_values_are_integers(served):
             assert value.isdigit(), (family, labels, value)
 
 
-def test_gauges_move_with_a_request(served, prompts):
-    with served.stream_tokens(prompts[0][:20], 900, streaming=True) as stream:
+def test_gauges_move_with_a_request(endless, prompts):
+    began = time.time()
+
+    def blocks_add_up():
+        blocks = {
+            dict(labels)["kv_cache_block_type"]: int(value)
+            for (family, labels), value in own_samples(endless).items()
+            if family == "nv_trt_llm_kv_cache_block_metrics" and value.isdigit()
+        }
+        return blocks["used"] > 0 and blocks["max"] == blocks["used"] + blocks["free"]
+
+    with endless.stream_tokens(prompts[0][:20], ENDLESS, streaming=True) as stream:
         stream.next()
-        served.shows(1, '"generation_requests"')
-        assert served.sample('"active"') == 1
-        assert served.sample('"used"') > 0
-        assert served.sample('"max"', "kv_cache") == served.sample('"used"') + served.sample('"free"')
+        endless.shows(1, '"generation_requests"')
+        assert endless.sample('"active"') == 1
+        becomes(True, blocks_add_up)  # a scrape may come between two samples of a step
         stream.cancel()
-    served.wait_until_idle()
-    timestamp_us = served.sample('"timestamp"')
-    assert abs(timestamp_us / 1e6 - time.time()) < 5
+    endless.wait_until_idle()
+    assert began < endless.sample('"timestamp"') / 1e6 < time.time()
 
 
 def test_iterations_are_counted(served, prompts):
@@ -82,18 +90,19 @@ def test_length_histograms(served, heldout_ids, kind):
     assert observed() == (count + 1, total + 60, {le: n + (int(le) >= 60) for le, n in buckets.items()})
 
 
-def test_request_statistics(served, prompts):
-    def statistics():
-        (answer,) = served.get("/v2/models/tensorrt_llm/stats").json["model_stats"]
-        return answer
+def statistics_of(served):
+    (answer,) = served.get("/v2/models/tensorrt_llm/stats").json["model_stats"]
+    return answer
 
-    before = statistics()
+
+def test_request_statistics(served, prompts):
+    before = statistics_of(served)
     began = time.monotonic_ns()
     served.ask_tokens(prompts[0], 50)
     served.ask_tokens(prompts[0], 50, streaming=True)
     took = time.monotonic_ns() - began
     served.refusal("tensorrt_llm", input_ids=[5], input_lengths=1, request_output_len=0)
-    after = statistics()
+    after = statistics_of(served)
     assert after["inference_count"] == before["inference_count"] + 2
     assert after["execution_count"] == before["execution_count"] + 2
 
@@ -101,11 +110,22 @@ def test_request_statistics(served, prompts):
         return after["inference_stats"][kind][number] - before["inference_stats"][kind][number]
 
     assert (grown("success", "count"), grown("fail", "count")) == (2, 1)
-    parts = sum(grown(kind, "ns") for kind in ("queue", "compute_input", "compute_infer", "compute_output"))
     assert 0 < grown("compute_infer", "ns") < grown("success", "ns") < took
-    assert parts == pytest.approx(grown("success", "ns"), rel=0.05)
     # First and last response only: a table as long as the longest answer serves nobody.
     assert len(after["response_stats"]) <= 2
+
+
+def test_parts_of_a_request_are_its_whole_time(served, prompts):
+    """But for what the machine makes it wait between two parts: on a busy one, not every request is without that."""
+
+    def covered():
+        before = statistics_of(served)["inference_stats"]
+        served.ask_tokens(prompts[0], 50)
+        after = statistics_of(served)["inference_stats"]
+        took = {kind: after[kind]["ns"] - before[kind]["ns"] for kind in after}
+        return sum(took[f"compute_{kind}"] for kind in ("input", "infer", "output")) + took["queue"], took["success"]
+
+    becomes(True, lambda: (times := covered())[0] == pytest.approx(times[1], rel=0.05))
 
 
 def test_success_and_failure_counters(served, prompts):
@@ -114,7 +134,7 @@ def test_success_and_failure_counters(served, prompts):
     served.ask_tokens(prompts[0])
     served.refusal("tensorrt_llm", input_ids=[5], input_lengths=1, request_output_len=0)
     assert served.sample("nv_inference_request_success") == success + 1
-    assert served.sample("nv_inference_request_failure", 'reason="BACKEND"') == failure + 1
+    served.shows(failure + 1, "nv_inference_request_failure", 'reason="BACKEND"')
     assert served.sample("nv_inference_count") > 0
     for name in ("request", "compute_infer"):
         assert served.sample(f"nv_inference_{name}_duration_us") > 0

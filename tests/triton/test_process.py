@@ -8,31 +8,44 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from served import ENDLESS, PATIENCE_S, becomes
+
 TICKS = os.sysconf("SC_CLK_TCK")
 LONG = 400
+PERIOD_S = 3
+ROUNDS = 12
+LEAK = 1 << 20  # 5 KiB a request
 
 
 def test_idle_server_uses_no_processor(served):
+    """A period without work comes soon; a thread that polls or spins is never at rest."""
     served.text()
     served.wait_until_idle()
-    before = served.processor_times()
-    time.sleep(3)
-    after = served.processor_times()
-    shares = {pid: (after[pid] - ticks) / TICKS / 3 for pid, ticks in before.items()}
-    assert shares[served.server.pid] < 0.01, shares
-    assert sum(shares.values()) < 0.04, shares  # with the server's Python processes
+
+    def is_at_rest():
+        before = served.processor_times()
+        time.sleep(PERIOD_S)
+        used = {pid: ticks - before.get(pid, 0) for pid, ticks in served.processor_times().items()}
+        shares = {pid: ticks / TICKS / PERIOD_S for pid, ticks in used.items()}
+        return shares[served.server.pid] < 0.01 and sum(shares.values()) < 0.04  # with the Python processes
+
+    becomes(True, is_at_rest)
 
 
 def test_memory_stays_flat(served):
-    def ask(count):
+    """Allocators take pages when they like, but not in every round; a leak does."""
+
+    def memory_after(count):
         with ThreadPoolExecutor(8) as pool:
             texts = set(pool.map(lambda _: served.text(max_tokens=4, stop_words=["unlikely"]), range(count)))
             assert len(texts) == 1
         served.wait_until_idle()
         return sum(served.memory_of_processes().values())
 
-    warm = ask(200)
-    assert ask(400) - warm < 12 << 20
+    sizes = [memory_after(200)]
+    while len(sizes) < 2 or sizes[-1] - sizes[-2] >= LEAK:
+        assert len(sizes) < ROUNDS, sizes
+        sizes.append(memory_after(200))
 
 
 def test_defaults_of_unfilled_parameters(served):
@@ -55,27 +68,33 @@ def tokens_of(stream):
 @pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
 def test_end_by_signal(start, greedy, order):
     """What is under way gets its answer, streamed or not; the process ends by itself."""
-    with start(arguments=["--exit-timeout-secs=20"], stats_check_period_ms=20) as served:
+    with start(arguments=["--exit-timeout-secs=120"], stats_check_period_ms=20) as served:
         expected = served.text("inflight_text", max_tokens=LONG, ignore_eos=True)
+        served.settle()
+
+        def taken():
+            return served.sample('="active"') + served.sample("inflight_requests_completed_total")
+
+        before = taken()
         texts = [served.stream("inflight_text", max_tokens=LONG, ignore_eos=True, stream=it) for it in (True, False)]
         tokens = [served.stream_tokens([5, 6, 7], LONG, streaming=it) for it in (True, False)]
         begun = [stream.next() for stream in (texts[0], tokens[0])]
-        served.wait_until_active(4)
+        becomes(before + 4, taken)
         served.server.process.send_signal(order)
         assert begun[0].text + text_of(texts[0]) == text_of(texts[1]) == expected
         assert begun[1].tokens + tokens_of(tokens[0]) == tokens_of(tokens[1]) == greedy([5, 6, 7], LONG)
         for stream in texts + tokens:
             stream.close()
-        assert served.server.process.wait(20) == 0
+        assert served.server.process.wait(PATIENCE_S) == 0
         assert [pid for pid in served.process_ids() if pid != served.server.pid] == []
 
 
-def test_end_by_signal_of_models_that_ask_others(start):
+def test_end_by_signal_of_models_that_ask_others(start, long_engine_dir):
     """Server 2.51 lets no model ask another once it ends: a script's stream ends with an error, an ensemble's stays
     silent; the process ends by its exit time-out when their clients have gone."""
-    with start(arguments=["--exit-timeout-secs=2"]) as served:
+    with start(arguments=["--exit-timeout-secs=2"], engine=long_engine_dir) as served:
         scripted, chained = (
-            served.stream(model, max_tokens=LONG, ignore_eos=True) for model in ("tensorrt_llm_bls", "ensemble")
+            served.stream(model, max_tokens=ENDLESS, ignore_eos=True) for model in ("tensorrt_llm_bls", "ensemble")
         )
         with scripted, chained:
             for stream in (scripted, chained):
@@ -84,4 +103,4 @@ def test_end_by_signal_of_models_that_ask_others(start):
             assert list(scripted)[-1].error.endswith("Server not ready")
             for stream in (scripted, chained):
                 stream.cancel()
-        assert served.server.process.wait(20) in (0, 1)
+        assert served.server.process.wait(PATIENCE_S) in (0, 1)
