@@ -9,6 +9,7 @@ from inflight.soak.cases import draw_cases
 from inflight.soak.clients import KINDS, judge
 from inflight.soak.run import Settings, soak
 from inflight.soak.wire import Addresses, Piece
+from served import PATIENCE_S
 
 # Server 2.51 sometimes never releases a request whose client has left while other models or the tokenizer were at it,
 # and then takes its whole exit time-out to end: here, nobody leaves but by closing an HTTP connection.
@@ -35,7 +36,7 @@ def require_clean(tally, kinds):
 
 def test_tokens(served):
     cases = draw_cases(24, 4096, 60, random.Random(5))
-    settings = Settings("tensorrt_llm", streams=60, seconds=8.0, patience_s=60.0)
+    settings = Settings("tensorrt_llm", streams=60, seconds=8.0, patience_s=4 * PATIENCE_S, least=2)
     require_clean(asyncio.run(soak(settings, addresses(served), cases, served.server.pid)), KINDS)
 
 
@@ -47,7 +48,7 @@ def test_text(served, model):
         for case in draw_cases(10, 4096, 24, random.Random(6))
     ]
     shares = TEXT_SHARES[model]
-    settings = Settings(model, streams=12, seconds=3.0, patience_s=60.0, shares=shares)
+    settings = Settings(model, streams=12, seconds=3.0, patience_s=4 * PATIENCE_S, shares=shares, least=6)
     require_clean(asyncio.run(soak(settings, addresses(served), cases)), {"stream", "whole", *shares})
 
 

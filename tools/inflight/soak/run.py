@@ -25,6 +25,7 @@ class Settings:
     seed: int = 0
     patience_s: float = 120.0
     shares: dict[str, float] = field(default_factory=lambda: SHARES)
+    least: int = 1  # requests of each client, however long they take
 
 
 @dataclass
@@ -86,7 +87,8 @@ async def soak(
             )
             for index in range(settings.streams)
         ]
-        await asyncio.gather(*(_ask_on(client, tally, began + settings.seconds) for client in clients))
+        end = began + settings.seconds
+        await asyncio.gather(*(_ask_on(client, tally, end, settings.least) for client in clients))
         tally.seconds = time.monotonic() - began
         for task in watching:
             task.cancel()
@@ -94,9 +96,11 @@ async def soak(
     return tally
 
 
-async def _ask_on(client: Client, tally: Tally, end: float) -> None:
-    while time.monotonic() < end:
+async def _ask_on(client: Client, tally: Tally, end: float, least: int) -> None:
+    count = 0
+    while count < least or time.monotonic() < end:
         tally.add(await client.ask())
+        count += 1
 
 
 async def _tell(tally: Tally, began: float, on_progress: Callable[[Tally, float], None], period_s: float) -> None:
