@@ -33,7 +33,7 @@ KvCacheManager::PolicyPtr kv_policy_of(const Request& request, int vocabulary) {
     return nullptr;
   auto policy = std::make_shared<KvPolicy>();
   policy->retention = request.retention;
-  policy->prompt_tokens = static_cast<int>(request.input_ids.size());
+  policy->prompt_tokens = static_cast<int>(request.input_ids.size()) - request.continued_tokens;
   policy->extra_ids = request.prompt_tuning.extra_ids;
   policy->shareable_tokens = shareable_tokens_of(request, vocabulary);
   return policy;

@@ -140,6 +140,10 @@ void check_request(Request& request, const ModelInfo& model, const Plan& plan, c
   check_logits_bytes(request, model, config.max_logits_bytes);
 }
 
+std::span<const TokenId> continued_tokens_of(const Request& request) {
+  return std::span(request.input_ids).last(static_cast<size_t>(request.continued_tokens));
+}
+
 void resolve_words(RequestState& state, const Plan& plan) {
   if (state.request.end_id) state.end_ids.push_back(*state.request.end_id);
   // A checkpoint may have several end tokens where a request can name one: naming one of them means them all.
@@ -178,6 +182,7 @@ SamplingRow sampling_row(const RequestState& state, int sequence_index) {
   row.stop_token_ids = state.stop_token_ids;
   row.want_log_prob = state.request.output.log_probs;
   if (config.beam_width > 1) row.temperature = config.temperature;
+  for (const TokenId token : continued_tokens_of(state.request)) decay_top_p(row, config, token);
   return row;
 }
 
@@ -188,9 +193,12 @@ void decay_top_p(SamplingRow& row, const SamplingConfig& config, TokenId token) 
                   : std::min(config.top_p, std::max(config.top_p_min, row.top_p * config.top_p_decay));
 }
 
-bool ends_in_stop_word(const std::vector<std::vector<TokenId>>& stop_words, const std::vector<TokenId>& generated) {
-  return std::any_of(stop_words.begin(), stop_words.end(), [&](const std::vector<TokenId>& word) {
-    return word.size() <= generated.size() && std::equal(word.rbegin(), word.rend(), generated.rbegin());
+bool ends_in_stop_word(const Request& request, std::span<const TokenId> generated) {
+  const std::span<const TokenId> before = continued_tokens_of(request);
+  return std::any_of(request.stop_words.begin(), request.stop_words.end(), [&](const std::vector<TokenId>& word) {
+    if (word.size() > before.size() + generated.size()) return false;
+    const auto fresh = word.rbegin() + static_cast<std::ptrdiff_t>(std::min(word.size(), generated.size()));
+    return std::equal(word.rbegin(), fresh, generated.rbegin()) && std::equal(fresh, word.rend(), before.rbegin());
   });
 }
 

@@ -128,7 +128,7 @@ FinishReason Executor::Impl::accept_token(SequenceState& sequence, TokenId token
     sequence.cum_log_prob += log_prob;
   }
   const int count = static_cast<int>(sequence.generated.size());
-  if (before + count >= request.sampling.min_tokens && ends_in_stop_word(request.stop_words, sequence.generated))
+  if (before + count >= request.sampling.min_tokens && ends_in_stop_word(request, sequence.generated))
     return FinishReason::kStopWords;
   return count >= request.max_tokens ? FinishReason::kLength : FinishReason::kNotFinished;
 }

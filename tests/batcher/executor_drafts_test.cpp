@@ -3,6 +3,7 @@
 #include <cmath>
 #include <random>
 
+#include "inflight_batcher/executor/kv_requests.h"
 #include "tests/batcher/executor_transcripts.h"
 
 namespace inflight {
@@ -190,13 +191,13 @@ TEST_F(DraftsTest, WithLogitsAThresholdDecides) {
   EXPECT_GT(refused, 20);
 }
 
-// Rules that look at what was generated, minimum lengths and draws go on over the parts.
+// Rules that look at what was generated, stop words, minimum lengths, draws and their decay go on over the parts.
 TEST_F(DraftsTest, AnAnswerInPartsIsTheOneInAPiece) {
   const auto executor = make(false);
   for (Request request : draw_requests(40, 41)) {
     request.output = {};
     request.sampling.num_return_sequences = 1;
-    request.stop_words.clear();
+    if (request.sampling.seed % 3 == 0) request.sampling.top_p_decay = 0.7f;
     const Result whole = ask(*executor, request)->wait();
     std::vector<TokenId> tokens;
     FinishReason reason = FinishReason::kNotFinished;
@@ -216,6 +217,17 @@ TEST_F(DraftsTest, AnAnswerInPartsIsTheOneInAPiece) {
     EXPECT_EQ(tokens, whole.tokens);
     EXPECT_EQ(reason, whole.finish_reason);
   }
+}
+
+TEST_F(DraftsTest, WhatPartsBeforeGeneratedIsRetainedAsSuch) {
+  Request request = make_request(kPrompt, 40);
+  request.retention.ranges = {{0, {}, {80, {}}}};
+  request.retention.decode = {10, {}};
+  request.continued_tokens = 4;
+  const auto policy = kv_policy_of(request, TinyNetwork::kVocabulary);
+  EXPECT_EQ(policy->retention_at(7).priority, 80);
+  EXPECT_EQ(policy->retention_at(8).priority, 10);
+  EXPECT_EQ(policy->retention_at(12).priority, 10);
 }
 
 TEST_F(DraftsTest, BadDraftsAreRefused) {
