@@ -78,6 +78,9 @@ class Executor {
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
+  /// Throws what submitting the request would throw now.
+  void validate(Request request) const;
+
   /// Queues a request. `callback` is called on the response thread for every result; it must not destroy the executor.
   /// If it throws, the request ends: the callback gets a kInternal result with the exception's text as the final one of
   /// each sequence that has not ended, the one it threw at included; what it throws then is lost. Throws Error:
@@ -95,7 +98,8 @@ class Executor {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  friend class DraftedAnswer;  // asks an executor that may have gone meanwhile
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace inflight

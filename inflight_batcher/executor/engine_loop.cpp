@@ -125,7 +125,7 @@ void Executor::Impl::end_now(const EndOrder& order) {
     RequestState& request = *sequence->request;
     request.cancelled |= cancelled && (!order.sequence_index || request.sequences_left == 1);
     if (cancelled)
-      fail_sequence(sequence, ErrorCode::kCancelled, "the request was cancelled");
+      fail_sequence(sequence, ErrorCode::kCancelled, RequestState::kCancelled);
     else
       fail_sequence(sequence, ErrorCode::kInternal, order.failure);
   }

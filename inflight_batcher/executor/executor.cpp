@@ -6,18 +6,6 @@
 
 namespace inflight {
 
-namespace {
-
-/// The clock's end where the time-out goes beyond it.
-std::chrono::steady_clock::time_point deadline_in(std::chrono::microseconds timeout) {
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point now = Clock::now();
-  const auto left = std::chrono::duration_cast<std::chrono::microseconds>(Clock::time_point::max() - now);
-  return timeout < left ? now + timeout : Clock::time_point::max();
-}
-
-}  // namespace
-
 const char* name_of(FinishReason reason) {
   switch (reason) {
     case FinishReason::kNotFinished: return "";
@@ -31,11 +19,12 @@ const char* name_of(FinishReason reason) {
 }
 
 Executor::Executor(const std::string& engine_dir, const ExecutorConfig& config)
-    : impl_(std::make_unique<Impl>(engine_dir, config)) {}
-Executor::~Executor() = default;
+    : impl_(std::make_shared<Impl>(engine_dir, config)) {}
+Executor::~Executor() { impl_->stop(); }
 RequestId Executor::submit(Request request, Callback callback) {
   return impl_->submit(std::move(request), std::move(callback));
 }
+void Executor::validate(Request request) const { impl_->validate(request); }
 void Executor::cancel(RequestId id, std::optional<int> sequence_index) { impl_->end({id, sequence_index, {}}); }
 ExecutorStats Executor::stats() const { return impl_->stats(); }
 const ModelInfo& Executor::model() const { return impl_->model(); }
@@ -56,7 +45,7 @@ Executor::Impl::Impl(const std::string& engine_dir, const ExecutorConfig& config
   thread_ = std::thread([this] { loop(); });
 }
 
-Executor::Impl::~Impl() {
+void Executor::Impl::stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -88,13 +77,22 @@ void Executor::Impl::describe_model() {
       static_cast<int64_t>(engine_.host_kv_bytes());
 }
 
-RequestId Executor::Impl::submit(Request request, Callback callback) {
+void Executor::Impl::check_limits(Request& request) const {
   check_request(request, model_, engine_.plan(), config_);
   std::string why;
   const int prompt = static_cast<int>(request.input_ids.size());
   check(scheduler_.fits(prompt, prompt + request.max_tokens, &why, request.sampling.beam_width),
         ErrorCode::kInvalidArgument, why);
+}
 
+void Executor::Impl::validate(Request& request) const {
+  check_limits(request);
+  std::lock_guard lock(mutex_);
+  check_queue_space();
+}
+
+RequestId Executor::Impl::submit(Request request, Callback callback) {
+  check_limits(request);
   auto state = std::make_shared<RequestState>();
   state->request = std::move(request);
   state->callback = std::move(callback);

@@ -32,8 +32,11 @@ class Executor::Impl {
   };
 
   Impl(const std::string& engine_dir, const ExecutorConfig& config);
-  ~Impl();
 
+  /// Ends what is in flight; whoever still shares this object afterwards is refused.
+  void stop();
+
+  void validate(Request& request) const;
   RequestId submit(Request request, Callback callback);
   void end(EndOrder order);
   ExecutorStats stats() const;
@@ -48,6 +51,7 @@ class Executor::Impl {
   };
 
   void describe_model();
+  void check_limits(Request& request) const;
   void check_queue_space() const;
 
   // engine_loop.cpp: one turn = take what came in, give the engine a step, handle the oldest once it has enough.

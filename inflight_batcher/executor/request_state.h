@@ -17,8 +17,18 @@ inline int64_t steady_ns() {
       .count();
 }
 
+/// The clock's end where the time-out goes beyond it.
+inline std::chrono::steady_clock::time_point deadline_in(std::chrono::microseconds timeout) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point now = Clock::now();
+  const auto left = std::chrono::duration_cast<std::chrono::microseconds>(Clock::time_point::max() - now);
+  return timeout < left ? now + timeout : Clock::time_point::max();
+}
+
 /// A request while it lives: shared by its sequences, by the steps they are in and by results on their way out.
 struct RequestState {
+  static constexpr char kCancelled[] = "the request was cancelled";
+
   RequestId id = 0;
   Request request;
   Executor::Callback callback;
