@@ -115,24 +115,27 @@ TEST_F(DraftedEndTest, CancellingAfterTheEndIsIgnored) {
 
 TEST_F(DraftedEndTest, TheTimeOutCountsFromTheSubmission) {
   Request request = make_request(kPrompt, kLong);
-  request.timeout = std::chrono::milliseconds(50);
+  request.timeout = std::chrono::milliseconds(300);
   request.output.log_probs = request.output.perf_metrics = true;
   request.output.prefix_tokens = 2;
   for (const int results_before : {0, 1, 3}) {
+    const int64_t rounds_before = settled(*target_).requests_completed;
     std::vector<Result> results;
     Fault::instance().hold = results_before == 0;
+    const auto late = std::chrono::steady_clock::now() + request.timeout + std::chrono::milliseconds(20);
     const auto answer = ask_with(request, [&](const Result& result) {
       results.push_back(result);
-      if (static_cast<int>(results.size()) == results_before)
-        std::this_thread::sleep_for(std::chrono::milliseconds(60));
+      if (static_cast<int>(results.size()) == results_before) std::this_thread::sleep_until(late);
     });
-    if (results_before == 0) std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    if (results_before == 0) std::this_thread::sleep_until(late);
     Fault::instance().hold = false;
     const Result last = answer->wait();
     EXPECT_FALSE(last.failed);
     EXPECT_EQ(last.finish_reason, FinishReason::kTimedOut);
     EXPECT_GT(last.perf.arrival_time_ns, 0);
     ASSERT_EQ(static_cast<int>(results.size()), results_before + 1);
+    EXPECT_EQ(settled(*target_).requests_completed - rounds_before, results_before)
+        << "nothing was asked of it in vain";
     if (results_before == 0) continue;
     const Result& before = results[results.size() - 2];
     EXPECT_EQ(last.request_id, before.request_id);
