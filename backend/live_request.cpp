@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "backend/engine_instances.h"
 #include "backend/error_text.h"
 #include "backend/model.h"
 #include "backend/model_instance.h"
@@ -20,7 +21,10 @@ void shorten_timeout(Request& request, uint64_t passed_ns) {
 }  // namespace
 
 LiveRequest::LiveRequest(ModelInstance& instance, TRITONBACKEND_Request* request)
-    : instance_(instance), request_(request), statistics_(instance.handle()) {
+    : instance_(instance),
+      engine_(std::shared_ptr<void>(), &instance),  // which holds nothing: the instance knows of this request
+      request_(request),
+      statistics_(instance.handle()) {
   const char* id = nullptr;
   require_ok(TRITONBACKEND_RequestId(request, &id));
   id_ = id;
@@ -30,14 +34,36 @@ LiveRequest::LiveRequest(ModelInstance& instance, TRITONBACKEND_Request* request
 void LiveRequest::start() {
   try {
     Model& model = instance_.model();
-    ParsedRequest parsed = parse_request(request_, model.config(), model.parameters(), model.defaults());
+    if (!model.config().has_engine()) engine_ = EngineInstances::get().borrow(model.engine_name());
+    ParsedRequest parsed = parse_request(request_, model.config(), engine_->model().parameters(), defaults());
     if (parsed.stop) return obey_stop_order();
+    if (parsed.rows.front().drafting.num_draft_tokens > 0) borrow_draft_engine(parsed.rows.front());
     open(parsed.rows);
     model.texts() == nullptr ? submit(std::move(parsed.rows)) : tokenize(std::move(parsed.rows));
   } catch (...) {
     const std::lock_guard lock(mutex_);
     if (!finished_) finish_with_error(current_exception_as_error());
   }
+}
+
+void LiveRequest::refuse(const Error& error) {
+  const std::lock_guard lock(mutex_);
+  finish_with_error(error);
+}
+
+/// What rows start from.
+RowRequest LiveRequest::defaults() const {
+  RowRequest row;
+  row.request.output.exclude_input = engine_->model().parameters().exclude_input_in_output;
+  if (const TextModel* texts = instance_.model().texts()) row.request.end_id = texts->end_id();
+  return row;
+}
+
+void LiveRequest::borrow_draft_engine(const ParsedRow& row) {
+  const std::string& name = instance_.model().draft_engine_name();
+  check(!name.empty(), ErrorCode::kInvalidArgument, "num_draft_tokens is ", row.drafting.num_draft_tokens,
+        ", but parameter tensorrt_llm_draft_model_name names no model");
+  draft_engine_ = EngineInstances::get().borrow(name);
 }
 
 void LiveRequest::obey_stop_order() {
@@ -76,7 +102,7 @@ void LiveRequest::submit_tokenized(std::vector<ParsedRow>& rows, const std::stri
   try {
     if (error != nullptr) throw *error;
     TextModel& model = *instance_.model().texts();
-    model.take_tokens(tokens, rows, instance_.executor().model().vocabulary_size);
+    model.take_tokens(tokens, rows, executor().model().vocabulary_size);
     {
       const std::lock_guard lock(mutex_);
       check(!cancelled_, ErrorCode::kCancelled, "the request was cancelled");
@@ -90,19 +116,15 @@ void LiveRequest::submit_tokenized(std::vector<ParsedRow>& rows, const std::stri
 }
 
 void LiveRequest::submit(std::vector<ParsedRow> rows) {
-  for (size_t row = 0; row < rows.size(); ++row) submit_row(row, std::move(rows[row].request));
-  instance_.model().metrics().wake();  // after the submission, so that its first look finds something
+  for (size_t row = 0; row < rows.size(); ++row) submit_row(row, std::move(rows[row]));
+  wake_metrics();  // after the submission, so that their first look finds something
 }
 
-void LiveRequest::submit_row(size_t row, Request request) {
+void LiveRequest::submit_row(size_t row, ParsedRow parsed) {
   try {
     throw_if_failed();
-    const auto id = instance_.executor().submit(std::move(request), [self = shared_from_this(), row](Result&& result) {
-      self->deliver(row, std::move(result));
-    });
-    const std::lock_guard lock(mutex_);
-    executor_ids_.push_back(id);
-    if (cancelled_ || finished_ || has_ended(row)) instance_.executor().cancel(id);
+    const bool drafted = parsed.drafting.num_draft_tokens > 0;
+    drafted ? submit_drafted(std::move(parsed)) : submit_whole(row, std::move(parsed.request));
   } catch (...) {
     const Error error = current_exception_as_error();
     Result refusal;
@@ -111,6 +133,33 @@ void LiveRequest::submit_row(size_t row, Request request) {
     refusal.error = error.what();
     deliver(row, std::move(refusal));
   }
+}
+
+Executor& LiveRequest::executor() const { return engine_->executor(); }
+
+Executor::Callback LiveRequest::deliverer(size_t row) {
+  return [self = shared_from_this(), row](Result&& result) { self->deliver(row, std::move(result)); };
+}
+
+void LiveRequest::submit_whole(size_t row, Request request) {
+  const RequestId id = executor().submit(std::move(request), deliverer(row));
+  const std::lock_guard lock(mutex_);
+  executor_ids_.push_back(id);
+  if (cancelled_ || finished_ || has_ended(row)) executor().cancel(id);
+}
+
+/// Of the only row.
+void LiveRequest::submit_drafted(ParsedRow parsed) {
+  auto drafted = DraftedAnswer::submit(executor(), draft_engine_->executor(), std::move(parsed.request),
+                                       parsed.drafting, deliverer(0));
+  const std::lock_guard lock(mutex_);
+  if (cancelled_ || finished_ || has_ended(0)) drafted->cancel();
+  if (!finished_) drafted_ = std::move(drafted);
+}
+
+void LiveRequest::wake_metrics() {
+  engine_->model().metrics().wake();
+  if (draft_engine_ != nullptr) draft_engine_->model().metrics().wake();
 }
 
 void LiveRequest::throw_if_failed() {
@@ -132,7 +181,8 @@ void LiveRequest::stop() {
 void LiveRequest::cancel_rows() {
   if (finished_ || cancelled_) return;
   cancelled_ = true;
-  for (const RequestId id : executor_ids_) instance_.executor().cancel(id);
+  for (const RequestId id : executor_ids_) executor().cancel(id);
+  if (drafted_ != nullptr) drafted_->cancel();
 }
 
 void LiveRequest::cancel_if_abandoned() {
@@ -146,12 +196,13 @@ void LiveRequest::cancel_if_abandoned() {
 void LiveRequest::deliver(size_t row, Result&& result) {
   const std::lock_guard lock(mutex_);
   if (finished_ || has_ended(row)) return;
+  if (draft_engine_ != nullptr) wake_metrics();  // a round has ended: each model rests while the other is at work
   statistics_.observe(result);
-  latencies_.observe(row, result, instance_.model().metrics().serving());
+  latencies_.observe(row, result, engine_->model().metrics().serving());
   try {
     std::vector<std::string> texts;
     if (take(row, result, texts)) {
-      if (result.sequence_final && !result.failed) instance_.model().metrics().observe_lengths(result);
+      if (result.sequence_final && !result.failed) engine_->model().metrics().observe_lengths(result);
       send(row, result, texts, result.request_final && open_rows_ == 1);
     }
   } catch (...) {
@@ -187,7 +238,8 @@ bool LiveRequest::take(size_t row, Result& result, std::vector<std::string>& tex
 
 /// A stop word has ended the sequence. If the row's id is not known yet, the next result of it asks again.
 void LiveRequest::end_in_engine(size_t row, int sequence_index) {
-  if (row < executor_ids_.size()) instance_.executor().cancel(executor_ids_[row], sequence_index);
+  if (row < executor_ids_.size()) executor().cancel(executor_ids_[row], sequence_index);
+  if (drafted_ != nullptr) drafted_->cancel();
 }
 
 void LiveRequest::send(size_t row, const Result& result, std::span<const std::string> texts, bool is_final) {
@@ -222,6 +274,7 @@ void LiveRequest::finish_empty() {
 
 void LiveRequest::finish(TRITONBACKEND_Response* response, TRITONSERVER_Error* error) {
   finished_ = true;
+  drafted_.reset();  // it holds this
   // Everything is counted before the client can see the answer; the request must live for that.
   statistics_.report_response(factory_, error, true);
   statistics_.report_request(request_, error == nullptr);

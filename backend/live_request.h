@@ -36,6 +36,9 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   /// Validates and enqueues. Never throws: what fails is the request's answer.
   void start();
 
+  /// Answers with an error what has not been started.
+  void refuse(const Error& error);
+
   /// Ends all its rows at the next step; a finished request is left alone.
   void cancel();
 
@@ -52,7 +55,13 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   void tokenize(std::vector<ParsedRow> rows);
   void submit_tokenized(std::vector<ParsedRow>& rows, const std::string& tokens, const Error* error);
   void submit(std::vector<ParsedRow> rows);
-  void submit_row(size_t row, Request request);
+  RowRequest defaults() const;
+  void borrow_draft_engine(const ParsedRow& row);
+  Executor& executor() const;
+  void submit_row(size_t row, ParsedRow parsed);
+  void submit_whole(size_t row, Request request);
+  void submit_drafted(ParsedRow parsed);
+  Executor::Callback deliverer(size_t row);
   void deliver(size_t row, Result&& result);
   bool is_stopped_answer(size_t row, const Result& result) const;
   bool take(size_t row, Result& result, std::vector<std::string>& texts);
@@ -60,6 +69,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   void send(size_t row, const Result& result, std::span<const std::string> texts, bool is_final);
   void end_in_engine(size_t row, int sequence_index);
   void record_failure(size_t row, Error error);
+  void wake_metrics();
   void throw_if_failed();
   void cancel_rows();
   void finish_with_error(const Error& error);
@@ -67,6 +77,8 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   void finish(TRITONBACKEND_Response* response, TRITONSERVER_Error* error);
 
   ModelInstance& instance_;
+  std::shared_ptr<ModelInstance> engine_;  // whose executor answers; another model's is kept until this ends
+  std::shared_ptr<ModelInstance> draft_engine_;
   TRITONBACKEND_Request* request_;
   TRITONBACKEND_ResponseFactory* factory_ = nullptr;
   std::string id_;
@@ -76,6 +88,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   /// One for each row of a text model's request, once it is tokenized.
   std::vector<std::unique_ptr<TextAnswer>> texts_;
   std::vector<RequestId> executor_ids_;  // of the rows submitted so far
+  std::shared_ptr<DraftedAnswer> drafted_;
   size_t open_rows_ = 0;
   std::optional<Error> failure_;  // the first one: it ends the other rows, and is the answer when they have ended
   bool cancelled_ = false;

@@ -13,15 +13,22 @@ namespace {
 
 using Json = nlohmann::json;
 
-Json config_json(TRITONBACKEND_Model* model) {
-  TRITONSERVER_Message* message = nullptr;
-  require_ok(TRITONBACKEND_ModelConfig(model, kModelConfigVersion, &message));
+constexpr int64_t kLatestVersion = -1;
+
+/// Frees the message.
+Json json_of(TRITONSERVER_Message* message) {
   const auto free_message = [](TRITONSERVER_Message* it) { log_if_error(TRITONSERVER_MessageDelete(it)); };
   const std::unique_ptr<TRITONSERVER_Message, decltype(free_message)> owner(message, free_message);
   const char* text = nullptr;
   size_t bytes = 0;
   require_ok(TRITONSERVER_MessageSerializeToJson(message, &text, &bytes));
   return Json::parse(text, text + bytes);
+}
+
+Json config_json(TRITONBACKEND_Model* model) {
+  TRITONSERVER_Message* message = nullptr;
+  require_ok(TRITONBACKEND_ModelConfig(model, kModelConfigVersion, &message));
+  return json_of(message);
 }
 
 /// The value at a path of keys, or null where any of them is missing.
@@ -50,11 +57,11 @@ std::map<std::string, DataType, std::less<>> read_tensors(const Json& config, co
   return tensors;
 }
 
-std::map<std::string, std::string, std::less<>> read_parameters(const Json& config) {
+ParameterTexts read_parameters(const Json& config) {
   const Json section = find(config, {"parameters"});
   check(section.is_object() && !section.empty(), ErrorCode::kInvalidArgument,
         "the model configuration has no parameters section; at least gpt_model_type and gpt_model_path are wanted");
-  std::map<std::string, std::string, std::less<>> parameters;
+  ParameterTexts parameters;
   for (const auto& [key, value] : section.items()) parameters[key] = value.value("string_value", "");
   return parameters;
 }
@@ -71,6 +78,16 @@ DataType parse_config_type(const std::string& text) {
   };
   const auto found = kTypes.find(text);
   return found == kTypes.end() ? DataType::kInvalid : found->second;
+}
+
+ParameterTexts read_parameters_of(const std::string& model, TRITONBACKEND_Model* asker) {
+  TRITONSERVER_Server* server = nullptr;
+  require_ok(TRITONBACKEND_ModelServer(asker, &server));
+  TRITONSERVER_Message* message = nullptr;
+  const ErrorHandle refusal(
+      TRITONSERVER_ServerModelConfig(server, model.c_str(), kLatestVersion, kModelConfigVersion, &message));
+  if (refusal != nullptr) throw Error(ErrorCode::kUnavailable, concat("model ", model, " is not ready"));
+  return read_parameters(json_of(message));
 }
 
 ModelConfig read_model_config(TRITONBACKEND_Model* model) {

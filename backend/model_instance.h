@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 
 #include "backend/model.h"
@@ -11,7 +12,7 @@
 namespace inflight::backend {
 
 /// One instance of a model: an executor with its weights, KV cache and threads, which an instance of another model with
-/// the same engine and parameters may share.
+/// the same engine and parameters may share; or none, for a model that works with the engine of another.
 class ModelInstance {
  public:
   /// Loads the engine. Throws what is wrong with the plan, the configuration or the device.
@@ -23,7 +24,7 @@ class ModelInstance {
   ModelInstance& operator=(const ModelInstance&) = delete;
 
   Model& model() { return model_; }
-  Executor& executor() { return *executor_; }
+  Executor& executor() { return **executor_; }
   TRITONBACKEND_ModelInstance* handle() { return handle_; }
 
   /// Takes all requests over and returns at once. A request that fails answers for itself.
@@ -33,12 +34,16 @@ class ModelInstance {
   void hold();
   void on_finished();
 
+  /// Requests that it works on, others' too.
+  int outstanding();
+
  private:
+  void load_engine();
   void start(TRITONBACKEND_Request* request);
 
   Model& model_;
   TRITONBACKEND_ModelInstance* handle_;
-  ExecutorLease executor_;
+  std::optional<ExecutorLease> executor_;
   std::mutex mutex_;
   std::condition_variable drained_;
   int outstanding_ = 0;

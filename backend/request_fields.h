@@ -8,6 +8,7 @@
 #include "backend/input_tensor.h"
 #include "backend/prompt_tensors.h"
 #include "backend/retention_tensors.h"
+#include "inflight_batcher/api/drafted_answer.h"
 #include "inflight_batcher/api/request.h"
 
 namespace inflight::backend {
@@ -32,6 +33,7 @@ struct RowRequest {
   PromptTensors prompt;
   RetentionTensors retention;
   RowTexts texts;
+  DraftingConfig drafting;
   bool ignore_eos = false;
   bool perf_metrics = false;
   bool num_input_tokens = false;

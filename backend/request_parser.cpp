@@ -68,6 +68,14 @@ void check_transactions(const RowRequest& row, const ModelConfig& config, int ro
         row.request.sampling.num_return_sequences, "; wanted 1 unless the model is deployed using decoupled mode");
 }
 
+void check_drafting(const DraftingConfig& drafting, int rows) {
+  if (drafting.num_draft_tokens == 0) {
+    check(!drafting.use_draft_logits, ErrorCode::kInvalidArgument, "use_draft_logits is true without num_draft_tokens");
+    return;
+  }
+  check(rows == 1, ErrorCode::kInvalidArgument, "num_draft_tokens with ", rows, " rows, wanted one");
+}
+
 /// What depends on several inputs at once.
 void complete_row(RowRequest& row, const ModelConfig& config, const ModelParameters& parameters, int rows) {
   check_transactions(row, config, rows);
@@ -84,6 +92,7 @@ void complete_row(RowRequest& row, const ModelConfig& config, const ModelParamet
   row.request.retention = retention_of(row.retention);
   row.request.sampling.seed = row.seed ? *row.seed : default_seed(parameters);
   if (row.ignore_eos) row.request.end_id.reset();
+  check_drafting(row.drafting, rows);
 }
 
 /// `request_type` is a request parameter, not a tensor; an unknown one means the default.
@@ -174,7 +183,7 @@ ParsedRequest parse_request(TRITONBACKEND_Request* request, const ModelConfig& c
     if (requested.has("prefix_ids")) row.request.output.prefix_tokens = kPrefixTokens;
     ResponseForm form = response_form(row, requested, config, index, rows);
     drop_unrequested(requested, row.request.output);
-    parsed.rows.push_back({std::move(row.request), std::move(form), std::move(row.texts)});
+    parsed.rows.push_back({std::move(row.request), std::move(form), std::move(row.texts), row.drafting});
   }
   return parsed;
 }

@@ -14,6 +14,7 @@ struct ParsedRow {
   Request request;
   ResponseForm form;
   RowTexts texts;  // of a text model: what input_ids, bad_words, embedding_bias are made of; and its stop words
+  DraftingConfig drafting = {};
 };
 
 struct ParsedRequest {

@@ -30,6 +30,12 @@ void store_prompt(Value value, Row row) {
   row.texts.prompt = std::move(texts.front());
 }
 
+void store_num_draft_tokens(Value value, Row row) {
+  const auto count = value.scalar<int32_t>();
+  check(count >= 0, ErrorCode::kInvalidArgument, "num_draft_tokens is ", count, ", wanted 0 or more");
+  row.drafting.num_draft_tokens = count;
+}
+
 const RequestField kTextFields[] = {
     {"text_input", DataType::kBytes, Use::kStore, store_prompt},
     {"bad_words", DataType::kBytes, Use::kStore, [](Value v, Row r) { r.texts.bad_words = checked_texts(v); }},
@@ -38,6 +44,12 @@ const RequestField kTextFields[] = {
      [](Value v, Row r) { r.texts.bias_words = checked_texts(v); }},
     {"embedding_bias_weights", DataType::kFp32, Use::kStore,
      [](Value v, Row r) { r.texts.bias_weights = v.values<float>(); }},
+    {"num_draft_tokens", DataType::kInt32, Use::kStore, store_num_draft_tokens},
+    {"use_draft_logits", DataType::kBool, Use::kStore, [](Value v, Row r) { r.drafting.use_draft_logits = v.flag(); }},
+    {"image_input", DataType::kFp16, Use::kLater},
+    {"image_bytes_input", DataType::kUint8, Use::kLater},
+    {"image_url_input", DataType::kBytes, Use::kLater},
+    {"video_bytes_input", DataType::kUint8, Use::kLater},
     {"decoder_text_input", DataType::kBytes, Use::kLaterIfNonzero},
     {"prompt_table_extra_id", DataType::kUint64, Use::kStore,
      [](Value v, Row r) { r.texts.prompt_table_extra_id = v.scalar<uint64_t>(); }},

@@ -69,17 +69,23 @@ void take_row(TokenizerAnswer& answer, ParsedRow& row, int vocabulary) {
   for (const float weight : texts.bias_weights) add_bias(answer.ids(), weight, vocabulary, request.embedding_bias);
 }
 
+const TextParameters& checked(const TextParameters& parameters) {
+  check(!parameters.tokenizer_dir.empty(), ErrorCode::kInvalidArgument,
+        "parameter tokenizer_dir is not filled in; wanted the folder of a tokenizer");
+  return parameters;
+}
+
 }  // namespace
 
-TextModel::TextModel(const ModelConfig& config)
-    : parameters_(parse_text_parameters(config)),
+TextModel::TextModel(const std::string& name, const TextParameters& parameters)
+    : parameters_(checked(parameters)),
       pool_({parameters_.python, parameters_.tokenizer_dir, package_of_this_library()}, parameters_.processes),
       table_(parse_token_table(pool_.ask_and_wait(TokenizerRequest('T').take()))),
       decodes_here_(is_proven(table_)) {
   if (decodes_here_) {
-    log(LogLevel::kInfo, concat(config.name, ": decoder ", table_.decoder, ", ", table_.tokens.size(), " tokens"));
+    log(LogLevel::kInfo, concat(name, ": decoder ", table_.decoder, ", ", table_.tokens.size(), " tokens"));
   } else {
-    log(LogLevel::kWarn, concat(config.name, ": the tokenizer's decoder (", table_.decoder,
+    log(LogLevel::kWarn, concat(name, ": the tokenizer's decoder (", table_.decoder,
                                 ") is decoded by its own library, in another process: slower"));
   }
 }
@@ -111,12 +117,14 @@ void TextModel::take_tokens(const std::string& answer, std::vector<ParsedRow>& r
 std::unique_ptr<TextAnswer> TextModel::open_row(ParsedRow& row) {
   Request& request = row.request;
   TextRowForm form{.streaming = row.form.streaming,
+                   .accumulates = parameters_.accumulate_tokens,
                    .min_tokens = request.sampling.min_tokens,
                    .stop_words = std::move(row.texts.stop_words)};
   if (request.sampling.beam_width > 1)
     return std::make_unique<BeamRow>(std::move(form), [this] { return open_stream(); });
-  // Not streaming, the engine would go on to its own end, stop word or not; so it streams to here.
-  if (!form.streaming && !form.stop_words.empty()) {
+  // Not streaming, the engine would go on to its own end, stop word or not; so it streams to here. So do drafted
+  // answers.
+  if (!form.streaming && (!form.stop_words.empty() || row.drafting.num_draft_tokens > 0)) {
     request.output.streaming = true;
     if (row.form.includes_input) form.prompt = request.input_ids;
   }

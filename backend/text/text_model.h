@@ -17,10 +17,9 @@ namespace inflight::backend {
 /// decoded here, token by token, where the tokenizer's decoder is of a kind that allows it.
 class TextModel {
  public:
-  /// Starts the processes. Throws kInvalidArgument for what is no tokenizer.
-  explicit TextModel(const ModelConfig& config);
+  /// Starts the processes. Throws kInvalidArgument for what is no tokenizer. `name`: the model's, for the log.
+  TextModel(const std::string& name, const TextParameters& parameters);
 
-  const std::string& engine_name() const { return parameters_.engine_name; }
   std::optional<TokenId> end_id() const { return table_.end_id; }
 
   /// Tokenizes prompts and words of all rows; the answer is for take_tokens.

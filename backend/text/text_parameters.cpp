@@ -24,13 +24,21 @@ bool flag(const ParameterValue& value) {
   return yes;
 }
 
+void refuse(const ParameterValue& value, TextParameters&) {
+  throw Error(ErrorCode::kUnsupported, concat("parameter ", value.key(), " is not supported; leave it out"));
+}
+
 struct Row {
-  const char* key;
+  std::string_view key;
   void (*store)(const ParameterValue&, TextParameters&);
 };
 
 const Row kRows[] = {
     {"tensorrt_llm_model_name", [](const ParameterValue& v, TextParameters& p) { p.engine_name = v.text(); }},
+    {"tensorrt_llm_draft_model_name",
+     [](const ParameterValue& v, TextParameters& p) { p.draft_engine_name = v.text(); }},
+    {"accumulate_tokens", [](const ParameterValue& v, TextParameters& p) { p.accumulate_tokens = flag(v); }},
+    {"multimodal_encoders_name", refuse},
     {"tokenizer_dir", [](const ParameterValue& v, TextParameters& p) { p.tokenizer_dir = v.text(); }},
     {"add_special_tokens", [](const ParameterValue& v, TextParameters& p) { p.add_special_tokens = flag(v); }},
     {"skip_special_tokens", [](const ParameterValue& v, TextParameters& p) { p.skip_special_tokens = flag(v); }},
@@ -38,19 +46,26 @@ const Row kRows[] = {
     {"tokenizer_python", [](const ParameterValue& v, TextParameters& p) { p.python = v.text(); }},
 };
 
+void store(const Row& row, const ParameterTexts& texts, TextParameters& parameters) {
+  const auto found = texts.find(row.key);
+  if (found == texts.end()) return;
+  const ParameterValue value(found->first, found->second);
+  if (!value.text().empty() && !value.is_unfilled()) row.store(value, parameters);
+}
+
 }  // namespace
 
-TextParameters parse_text_parameters(const ModelConfig& config) {
+TextParameters parse_text_parameters(const ParameterTexts& texts) {
   TextParameters parameters;
-  for (const Row& row : kRows) {
-    const auto found = config.parameters.find(row.key);
-    if (found == config.parameters.end()) continue;
-    const ParameterValue value(row.key, found->second);
-    if (!value.text().empty() && !value.is_unfilled()) row.store(value, parameters);
-  }
-  check(!parameters.tokenizer_dir.empty(), ErrorCode::kInvalidArgument,
-        "parameter tokenizer_dir is not filled in; wanted the folder of a tokenizer");
+  for (const Row& row : kRows) store(row, texts, parameters);
   return parameters;
+}
+
+void take_tokenizer(const ParameterTexts& preprocessing, const ParameterTexts& postprocessing, TextParameters& taken) {
+  for (const Row& row : kRows) {
+    if (row.key == "tokenizer_dir" || row.key == "add_special_tokens") store(row, preprocessing, taken);
+    if (row.key == "skip_special_tokens") store(row, postprocessing, taken);
+  }
 }
 
 }  // namespace inflight::backend

@@ -45,8 +45,12 @@ bool TextRow::take(Result& result, std::string& text) {
     --open_;
   }
   result.request_final = ended();
-  if (form_.streaming) return true;
+  if (form_.streaming && !form_.accumulates) return true;
   sequence.text += std::exchange(text, {});
+  if (form_.streaming) {
+    text = sequence.text;
+    return true;
+  }
   merge(sequence.whole, std::move(result));
   if (!sequence.ended) return false;
   result = std::move(sequence.whole);

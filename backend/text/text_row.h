@@ -15,13 +15,14 @@ struct TextSequence {
   std::unique_ptr<TokenStream> stream;
   StopText stop;
   bool ended = false;
-  Result whole;  // not streaming: all so far
-  std::string text;
+  Result whole;      // not streaming: all so far
+  std::string text;  // so far, where it is said again or at the end only
 };
 
 /// How a row of a request wants its texts.
 struct TextRowForm {
   bool streaming = false;       // a result for each of the engine's, else one for each sequence
+  bool accumulates = false;     // streaming: each says the whole text so far
   int min_tokens = 1;           // stop words count from here on
   std::vector<TokenId> prompt;  // what the output begins with; not streaming only
   std::vector<std::string> stop_words;

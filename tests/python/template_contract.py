@@ -312,9 +312,14 @@ xgrammar_tokenizer_info_path
 """,
     "tensorrt_llm_bls": """
 accumulate_tokens
+add_special_tokens
 multimodal_encoders_name
+skip_special_tokens
 tensorrt_llm_draft_model_name
 tensorrt_llm_model_name
+tokenizer_dir
+tokenizer_processes
+tokenizer_python
 """,
 }
 

@@ -6,7 +6,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from inflight.serve import bls_tensors
 from inflight.serve.llmapi_repository import TEMPLATE
 from inflight.serve.locate import find_templates
 from inflight.serve.repository import fill_repository
@@ -135,11 +134,6 @@ def test_one_postprocessing_instance_whatever_is_asked_for(texts):
     assert group.count == 1
 
 
-def wiring(configs, step):
-    (found,) = (it for it in configs["ensemble"].ensemble_scheduling.step if it.model_name == step)
-    return dict(found.input_map), dict(found.output_map)
-
-
 def test_ensemble_wires_existing_tensors(configs):
     known = set(rows(configs["ensemble"].input))
     for step in configs["ensemble"].ensemble_scheduling.step:
@@ -154,21 +148,6 @@ def test_ensemble_wires_existing_tensors(configs):
 def test_every_ensemble_input_goes_somewhere(configs):
     used = {name for step in configs["ensemble"].ensemble_scheduling.step for name in step.input_map.values()}
     assert set(rows(configs["ensemble"].input)) <= used
-
-
-def test_script_wires_as_the_ensemble_does(configs):
-    inverse = lambda mapping: {value: key for key, value in mapping.items()}  # noqa: E731
-    preprocessing_inputs, preprocessing_outputs = wiring(configs, "preprocessing")
-    engine_inputs, engine_outputs = wiring(configs, "tensorrt_llm")
-    postprocessing_inputs, _ = wiring(configs, "postprocessing")
-    assert inverse(preprocessing_inputs) == bls_tensors.PREPROCESSING_INPUTS
-    hidden = inverse(engine_inputs)
-    assert {out: hidden[name] for out, name in preprocessing_outputs.items()} == bls_tensors.PREPROCESSING_OUTPUTS
-    direct = {name: tensor for name, tensor in hidden.items() if name not in preprocessing_outputs.values()}
-    assert direct == bls_tensors.ENGINE_INPUTS
-    chunk = inverse(postprocessing_inputs)
-    assert {o: chunk[name] for o, name in engine_outputs.items() if name in chunk} == bls_tensors.CHUNK_OUTPUTS
-    assert {o for o, name in engine_outputs.items() if name not in chunk} == set(bls_tensors.ENGINE_OUTPUTS)
 
 
 def test_filled_repository_parses(tmp_path):

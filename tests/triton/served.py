@@ -93,7 +93,9 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            self.cancel()  # closing waits for the answer
         self.close()
 
     def __iter__(self) -> Iterator[Response]:

@@ -94,14 +94,13 @@ TABLE = {
     "error of a step of the ensemble": Row(
         {"beam_width": 2}, "beam_width is 2, wanted 1 to max_beam_width 1", model="ensemble"
     ),
-    # A script learns the text of another model's error alone: the server's python backend drops the code.
-    "error of a model that a script asks": Row(
-        {"beam_width": 2}, "beam_width is 2, wanted 1 to max_beam_width 1", "INTERNAL", BLS
+    "error of the engine of another model": Row(
+        {"beam_width": 2}, "beam_width is 2, wanted 1 to max_beam_width 1", model=BLS
     ),
-    "no text for the script": Row({"text_input": None}, "text_input", model=BLS),
-    "no output length for the script": Row({"max_tokens": None}, "max_tokens", model=BLS),
-    "output length 0 for the script": Row({"max_tokens": 0}, "max_tokens is 0, wanted at least 1", model=BLS),
-    "negative output length for the script": Row({"max_tokens": -3}, "max_tokens is -3, wanted at least 1", model=BLS),
+    "no text": Row({"text_input": None}, "text_input", model=BLS),
+    "no length of the answer": Row({"max_tokens": None}, "max_tokens", model=BLS),
+    "length 0 of the answer": Row({"max_tokens": 0}, "max_tokens is 0; wanted 1 or more", model=BLS),
+    "negative length of the answer": Row({"max_tokens": -3}, "max_tokens is -3; wanted 1 or more", model=BLS),
     "drafts without a draft model": Row(
         {"num_draft_tokens": 4},
         "num_draft_tokens is 4, but parameter tensorrt_llm_draft_model_name names no model",

@@ -48,11 +48,7 @@ TEST(TextFields, ErrorsNameTheInputAsTheClientDoes) {
                [] { stored("input_ids", DataType::kInt32, {1, 1}, bytes_of<int32_t>({7})); });
 }
 
-TextParameters parsed(std::map<std::string, std::string, std::less<>> parameters) {
-  ModelConfig config;
-  config.parameters = std::move(parameters);
-  return parse_text_parameters(config);
-}
+TextParameters parsed(const ParameterTexts& parameters) { return parse_text_parameters(parameters); }
 
 TEST(TextParameters, ValuesAndDefaults) {
   const TextParameters defaults = parsed({{"tokenizer_dir", "/t"}, {"tokenizer_python", "${tokenizer_python}"}});
@@ -69,9 +65,29 @@ TEST(TextParameters, ValuesAndDefaults) {
   EXPECT_EQ(found.python, "/bin/python");
 }
 
+TEST(TextParameters, OfTheScriptedModel) {
+  const TextParameters found = parsed({{"tensorrt_llm_model_name", "big"},
+                                       {"tensorrt_llm_draft_model_name", "small"},
+                                       {"accumulate_tokens", "yes"},
+                                       {"multimodal_encoders_name", "${multimodal_encoders_name}"}});
+  EXPECT_EQ(found.engine_name, "big");
+  EXPECT_EQ(found.draft_engine_name, "small");
+  EXPECT_TRUE(found.accumulate_tokens);
+  EXPECT_EQ(found.tokenizer_dir, "");
+}
+
+TEST(TextParameters, TheTokenizerOfOtherModels) {
+  TextParameters taken = parsed({{"tokenizer_python", "/bin/python"}});
+  take_tokenizer({{"tokenizer_dir", "/t"}, {"add_special_tokens", "no"}, {"tokenizer_python", "python2"}},
+                 {{"tokenizer_dir", "/other"}, {"skip_special_tokens", "no"}}, taken);
+  EXPECT_EQ(taken.tokenizer_dir, "/t");
+  EXPECT_FALSE(taken.add_special_tokens || taken.skip_special_tokens);
+  EXPECT_EQ(taken.python, "/bin/python");
+}
+
 TEST(TextParameters, WhatCannotBeReadIsRefused) {
-  expect_error(ErrorCode::kInvalidArgument, "parameter tokenizer_dir is not filled in",
-               [] { parsed({{"tokenizer_dir", "${tokenizer_dir}"}}); });
+  expect_error(ErrorCode::kUnsupported, "parameter multimodal_encoders_name is not supported",
+               [] { parsed({{"multimodal_encoders_name", "eyes"}}); });
   expect_error(ErrorCode::kInvalidArgument, "parameter skip_special_tokens is 'perhaps'; wanted true",
                [] { parsed({{"tokenizer_dir", "/t"}, {"skip_special_tokens", "perhaps"}}); });
   expect_error(ErrorCode::kInvalidArgument, "parameter tokenizer_processes is '0'",

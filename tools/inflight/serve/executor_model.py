@@ -12,8 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from inflight.executor import Executor, ExecutorError, Handle, Request, Result
-from inflight.serve.bls_models import tensors
-from inflight.serve.bls_watch import CancellationWatch
+from inflight.serve.cancellation_watch import CancellationWatch
 from inflight.serve.live_requests import LiveRequest, LiveRequests
 from inflight.serve.model_support import RequestError
 
@@ -111,7 +110,8 @@ class ExecutorModel:
             closing(self.responses(call)) as responses,
         ):
             for outputs, is_last in responses:
-                response = pb_utils.InferenceResponse(tensors(outputs))
+                tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items()]
+                response = pb_utils.InferenceResponse(tensors)
                 if is_last:
                     return response
                 call.sender.send(response)
