@@ -63,7 +63,7 @@ TEST_F(PlanAheadTest, AStepIsSubmittedWhileTheOneBeforeRuns) {
     Fault::instance().hold = true;
     const auto answer = ask(*executor, make_request(kPrompt, 5));
     const int64_t wanted = plan_ahead ? 2 : 1;
-    for (int i = 0; i < 5000 && executor->stats().steps < wanted; ++i)
+    for (int i = 0; i < 60'000 && executor->stats().steps < wanted; ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     EXPECT_EQ(executor->stats().steps, wanted);

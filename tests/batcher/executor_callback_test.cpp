@@ -69,7 +69,7 @@ TEST_P(ExecutorCallbackTest, ACallbackThatHangsShows) {
   go_on.set_value();
   answer->wait();
   expect_nothing_left(*executor_);
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(1);
   while (executor_->stats().delivery_seconds > 0) ASSERT_LT(std::chrono::steady_clock::now(), end);
 }
 

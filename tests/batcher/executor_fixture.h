@@ -15,13 +15,15 @@
 
 namespace inflight::testing {
 
-/// What the op "test.fault" does: nothing, until a token of the step is the poison; and it can hold a step back.
+/// What the op "test.fault" does: nothing, until a token of the step is the poison; and it can hold a step back, or
+/// make each step so slow that a test has seconds to do something while requests run.
 struct Fault {
   static constexpr TokenId kPoison = 22;
   static constexpr char kText[] = "the test op met the poison";
 
   std::atomic<bool> armed{false};
   std::atomic<bool> hold{false};
+  std::atomic<bool> slow{false};
   std::atomic<bool> odd_exception{false};
 
   static Fault& instance() {
@@ -31,6 +33,7 @@ struct Fault {
 
   void run(const RunContext& context) {
     while (hold) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    if (slow) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     const auto* ids = context.batch->token_ids.as<int32_t>();
     if (!armed || std::find(ids, ids + context.batch->num_tokens(), kPoison) == ids + context.batch->num_tokens())
       return;
@@ -137,7 +140,7 @@ class ExecutorTest : public ::testing::TestWithParam<Layout> {
   }
   ~ExecutorTest() override {
     Fault& fault = Fault::instance();
-    fault.armed = fault.hold = fault.odd_exception = false;
+    fault.armed = fault.hold = fault.slow = fault.odd_exception = false;
   }
 
   void write(bool fault_in_epilogue) {
@@ -173,7 +176,7 @@ class ExecutorTest : public ::testing::TestWithParam<Layout> {
 
   /// Waits until the books are empty, as they are soon after the last final result.
   static void expect_nothing_left(const Executor& executor) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
     ExecutorStats stats = executor.stats();
     while ((stats.active_requests != 0 || stats.kv_blocks_used != 0) && std::chrono::steady_clock::now() < deadline) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

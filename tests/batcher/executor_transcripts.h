@@ -52,7 +52,7 @@ class TranscriptTest : public ::testing::Test {
     config_.kv_cache.max_tokens = 1024;
     config_.kv_cache.block_size = 8;
   }
-  ~TranscriptTest() override { Fault::instance().hold = false; }
+  ~TranscriptTest() override { Fault::instance().hold = Fault::instance().slow = false; }
 
   std::unique_ptr<Executor> make(bool plan_ahead) {
     config_.plan_ahead = plan_ahead;
@@ -85,7 +85,7 @@ class TranscriptTest : public ::testing::Test {
   /// The statistics when the last step has ended.
   static ExecutorStats settled(const Executor& executor) {
     ExecutorStats stats = executor.stats();
-    for (int i = 0; i < 10000 && (stats.kv_blocks_used > 0 || stats.active_requests > 0); ++i) {
+    for (int i = 0; i < 60'000 && (stats.kv_blocks_used > 0 || stats.active_requests > 0); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       stats = executor.stats();
     }
