@@ -11,7 +11,7 @@ from inflight.executor import Executor, Request
 from inflight.serve.repository import fill_repository
 from inflight.serve.server import TritonServer
 from inflight.tokenizer import Tokenizer
-from served import ENDLESS, PROMPT, Served
+from served import ENDLESS, PROMPT, Served, ready
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def start(engine_dir: Path, python_7m: Path, tmp_path_factory: pytest.TempPathFa
         if edit is not None:
             edit(repository)
         server = TritonServer(repository, arguments=arguments, cache=cache, log=folder / "server.log")
-        with server:
+        with ready(server):
             yield Served(server, engine)
 
     return started

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from inflight.serve.locate import ServerError
 from inflight.serve.server import TritonServer
 
 TEXT_MODELS = ("ensemble", "tensorrt_llm_bls", "inflight_text")
@@ -274,6 +275,21 @@ class Served:
                 return HttpAnswer(answer.status, answer.read())
         except urllib.error.HTTPError as error:
             return HttpAnswer(error.code, error.read())
+
+
+@contextmanager
+def ready(server: TritonServer) -> Iterator[TritonServer]:
+    """Starts the server, a second time if need be: where a python model's new process gets no processor for a second,
+    server 2.51 takes it for dead and may then end with this exception (issue 8882 of triton-inference-server/server).
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(server)
+        except ServerError as error:
+            if "boost::interprocess::lock_exception" not in str(error):
+                raise
+            stack.enter_context(server)
+        yield server
 
 
 def becomes(expected: object, probe: Callable[[], object], patience_s: float = PATIENCE_S) -> None:

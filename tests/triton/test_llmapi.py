@@ -13,27 +13,25 @@ from tritonclient.utils import InferenceServerException
 from inflight.executor import Request
 from inflight.serve.llmapi_repository import fill_llmapi_repository
 from inflight.serve.server import TritonServer
-from served import PROMPT, Served, becomes
+from served import ENDLESS, PROMPT, Served, becomes, ready
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "tensorrt_llm"
-MANY = 900  # tokens, more than any of these requests is meant to get
 TYPES = {float: np.float32, bool: bool, int: np.int32}
 
 
 @pytest.fixture(scope="module")
-def served(engine_dir, tmp_path_factory):
+def served(long_engine_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("llmapi")
-    repository = fill_llmapi_repository(folder / "models", engine_dir)
+    repository = fill_llmapi_repository(folder / "models", long_engine_dir)
     server = TritonServer(
         repository,
         arguments=["--log-verbose=1"],
         cache=folder / "backends",
         log=folder / "server.log",
-        timeout_s=60.0,
     )
-    with server:
-        yield Served(server, engine_dir)
+    with ready(server):
+        yield Served(server, long_engine_dir)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +46,8 @@ def single(python_7m, tmp_path_factory):
     settings.write_text("model: nowhere\n")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LLM_CONFIG_PATH", str(folder / "mine.yaml"))
-        with TritonServer(
-            folder / "models", cache=folder / "backends", log=folder / "server.log", timeout_s=60.0
-        ) as server:
+        server = TritonServer(folder / "models", cache=folder / "backends", log=folder / "server.log")
+        with ready(server):
             yield Served(server, python_7m)
 
 
@@ -152,7 +149,7 @@ def test_answer_ends_before_the_first_stop_word(served, text, tokenizer, streami
         streaming=streaming,
         return_finish_reason=True,
         return_stop_reason=True,
-        **sampling(max_tokens=MANY, stop=["never said", "", "read_file", word], exclude_input_from_output=True),
+        **sampling(max_tokens=ENDLESS, stop=["never said", "", "read_file", word], exclude_input_from_output=True),
     )
     assert responses[-1].text == text[:41]
     assert all(text[:41].startswith(it.text) for it in responses)
@@ -216,7 +213,7 @@ def test_requests_only_what_is_asked_for(served):
 
 
 def test_stop_by_id(served):
-    streams = [open_stream(served, "mine", streaming=True, **sampling(max_tokens=MANY)) for _ in range(2)]
+    streams = [open_stream(served, "mine", streaming=True, **sampling(max_tokens=ENDLESS)) for _ in range(2)]
     with open_stream(served, "other", streaming=True, **sampling(max_tokens=60)) as other:
         for it in streams:
             assert it.next().error is None
@@ -224,7 +221,7 @@ def test_stop_by_id(served):
         for it in streams:
             with it:
                 *said, last = it
-            assert "cancelled" in last.error and len(said) < MANY - 10
+            assert "cancelled" in last.error and len(said) < ENDLESS - 10
         assert list(other)[-1].error is None
 
 
@@ -238,7 +235,7 @@ def test_stop_without_an_id(served):
 
 def test_cancelled_stream(served):
     """The server counts no cancellations of python models, but its log shows how the request ended."""
-    with open_stream(served, "left alone", streaming=True, **sampling(max_tokens=MANY)) as found:
+    with open_stream(served, "left alone", streaming=True, **sampling(max_tokens=ENDLESS)) as found:
         assert [found.next().error for _ in range(3)] == [None] * 3
         found.cancel()
         ended = "request 'left alone' ends: the request was cancelled"
@@ -246,7 +243,7 @@ def test_cancelled_stream(served):
 
 
 def test_timeout_ends_with_what_is_there(served, greedy_text):
-    inputs = arrays(return_finish_reason=True, **sampling(max_tokens=MANY, exclude_input_from_output=True))
+    inputs = arrays(return_finish_reason=True, **sampling(max_tokens=ENDLESS, exclude_input_from_output=True))
     with served.stream(MODEL, **inputs, timeout=200_000) as found:
         (response,) = found
     assert response.outputs["finish_reason"].item() == b"timeout"
@@ -266,7 +263,7 @@ REFUSED = {
     "not UTF-8": ({"text_input": b"a\xff"}, "text_input is not UTF-8: invalid start byte at byte 1"),
     "no UTF-8 to stop at": (sampling(stop=[b"\xff"]), "sampling_param_stop is not UTF-8: invalid start byte at byte 0"),
     "no length": (sampling(max_tokens=0), "max_tokens is 0, wanted at least 1"),
-    "too long": ({"text_input": PROMPT * 400}, "1024"),
+    "too long": ({"text_input": PROMPT * 4000}, "16384"),
     "negative top_k": (sampling(top_k=-1), "top_k is -1"),
     "negative temperature": (sampling(temperature=-1.0), "temperature is -1"),
     "no temperature": (sampling(temperature=float("nan")), "temperature is nan"),

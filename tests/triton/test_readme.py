@@ -15,6 +15,7 @@ from shlex import quote
 import pytest
 
 from inflight.serve.server import Ports
+from served import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -23,7 +24,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 def run(code: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tools")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -63,7 +64,7 @@ def test_deployment_by_hand(tmp_path, python_7m, greedy_text):
     shell = subprocess.Popen(["bash", "-ec", script], cwd=tmp_path, env=environment, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{ports.http}/v2"
-        assert shell.wait(timeout=60) == 0
+        assert shell.wait(timeout=PATIENCE_S) == 0
         wait_until(lambda: answers(f"{url}/health/ready"))
         body = json.dumps({"text_input": "def add(a, b):", "max_tokens": 8}).encode()
         for model in ("ensemble", "inflight_text"):
@@ -81,7 +82,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
