@@ -55,7 +55,7 @@ struct ExecutorStats {
   int64_t tokens_reused = 0;     // prompt tokens taken from the prefix tree
   int64_t draft_tokens = 0;      // verified
   int64_t accepted_draft_tokens = 0;
-  double delivery_seconds = 0;  // how long the callback at work has run; others wait for it. 0: none is
+  double delivery_seconds = 0;  // how long the callback has run that has run longest of those at work; 0: none is
   int64_t memory_cpu_bytes = 0;
   int64_t memory_gpu_bytes = 0;
   int64_t memory_pinned_bytes = 0;
@@ -64,7 +64,9 @@ struct ExecutorStats {
 /// A plan bound to devices, with the batch manager on top: requests in, tokens out, many in flight.
 ///
 /// Thread-safe. One engine thread steps the batch, one response thread runs the callbacks, so a slow callback delays
-/// answers but never the engine. An idle executor blocks; it uses no processor time.
+/// answers but never the engine. When one hangs (it has run for 10 s), another thread goes on with the other requests:
+/// then, and only then, callbacks of different requests overlap. Those of one request never do, and are always in
+/// order. An idle executor blocks; it uses no processor time.
 class Executor {
  public:
   using Callback = std::function<void(Result&&)>;
@@ -81,7 +83,7 @@ class Executor {
   /// Throws what submitting the request would throw now.
   void validate(Request request) const;
 
-  /// Queues a request. `callback` is called on the response thread for every result; it must not destroy the executor.
+  /// Queues a request. `callback` is called on a response thread for every result; it must not destroy the executor.
   /// If it throws, the request ends: the callback gets a kInternal result with the exception's text as the final one of
   /// each sequence that has not ended, the one it threw at included; what it throws then is lost. Throws Error:
   /// kInvalidArgument (both numbers in the text), kUnavailable (queue full or shutting down), kUnsupported. After a

@@ -36,7 +36,7 @@ struct RequestState {
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
   int sequences_left = 0;
   bool cancelled = false;
-  std::string callback_failure;  // what the callback threw; the response thread's alone
+  std::string callback_failure;  // what the callback threw; of the thread that delivers to it
 
   int vocabulary_size = 0;              // ids from here on stand for rows of the prompt table
   KvCacheManager::PolicyPtr kv_policy;  // null: all by default
