@@ -186,8 +186,8 @@ void LiveRequest::cancel_rows() {
 }
 
 void LiveRequest::cancel_if_abandoned() {
-  const std::lock_guard lock(mutex_);
-  if (finished_ || cancelled_) return;
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock || finished_ || cancelled_) return;
   bool abandoned = false;
   log_if_error(TRITONBACKEND_ResponseFactoryIsCancelled(factory_, &abandoned));
   if (abandoned) cancel_rows();

@@ -22,7 +22,7 @@ class ModelInstance;
 /// A request of the server from Execute to its final response: owns the request object and its response factory, sends
 /// the responses with exactly one final flag, reports the statistics, and gives both back.
 ///
-/// Thread-safe: results come from the executor's response thread, cancellation from the monitor, submission and its
+/// Thread-safe: results come from the executor's response threads, cancellation from the monitor, submission and its
 /// failures from Execute or, with texts, from a thread of the tokenizer.
 class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
  public:
@@ -46,7 +46,8 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   /// does not stream, not with an error.
   void stop();
 
-  /// cancel() if the client has gone or has cancelled.
+  /// cancel() if the client has gone or has cancelled. While a response is being sent it is left for the next time:
+  /// the server may never come back from that.
   void cancel_if_abandoned();
 
  private:

@@ -120,13 +120,14 @@ void Metrics::count(Source& source, const ExecutorStats& now) {
   source.counted = now;
 }
 
-/// Once a delivery, for whoever wonders why all streams stand still.
+/// Once while any hangs, for whoever wonders why a stream stands still.
 void Metrics::warn_of_delivery(double seconds) {
   if (seconds > kSlowDeliverySeconds && !warned_of_delivery_)
     log(LogLevel::kError,
         concat("the server has been taking one response for ", static_cast<int>(seconds),
-               " s; all others of this executor wait. Most likely the process of a python model that asks this one "
-               "(tensorrt_llm_bls) hangs: reload that model or restart the server"));
+               " s; its request waits, the others go on. Most likely the process of a python model that asks this one "
+               "hangs: reload that model for its new requests; those at hand, and this model's unloading, wait until "
+               "the server is restarted"));
   warned_of_delivery_ = seconds > kSlowDeliverySeconds;
 }
 

@@ -28,7 +28,7 @@ const ServingMetrics::Row kTable[] = {
     {"inflight_queue_depth", MetricKind::kGauge, "Sequences that wait for their first step or after a pause",
      [](Stats s) -> double { return s.waiting_requests; }},
     {"inflight_response_delivery_seconds", MetricKind::kGauge,
-     "How long the server has been taking the response at hand, for which all others of the executor wait",
+     "How long the server has been taking the response that it has been taking longest of those at hand",
      [](Stats s) -> double { return s.delivery_seconds; }},
     {"inflight_prefix_hit_rate", MetricKind::kGauge,
      "Share of the prompt tokens since the load that were found in the prefix cache", hit_rate},
