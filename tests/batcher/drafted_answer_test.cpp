@@ -233,8 +233,8 @@ TEST_F(DraftedAnswerTest, AnswersEndAtTheSequenceLimit) {
   expect_as_alone(*draft_, {request}, 6);
   EXPECT_EQ(results_of(*draft_, request, {6, false}).back().num_generated_tokens, TinyNetwork::kPositions - 200);
   config_.max_sequence_length = 220;
-  const Executor shorter(draft_folder_.path().string(), config_);
-  expect_as_alone(const_cast<Executor&>(shorter), {request}, 6);
+  Executor shorter(draft_folder_.path().string(), config_);
+  expect_as_alone(shorter, {request}, 6);
 }
 
 TEST_F(DraftedAnswerTest, WithoutChunksTheRestIsOneRequest) {
