@@ -64,9 +64,9 @@ struct ExecutorStats {
 /// A plan bound to devices, with the batch manager on top: requests in, tokens out, many in flight.
 ///
 /// Thread-safe. One engine thread steps the batch, one response thread runs the callbacks, so a slow callback delays
-/// answers but never the engine. When one hangs (it has run for 10 s), another thread goes on with the other requests:
-/// then, and only then, callbacks of different requests overlap. Those of one request never do, and are always in
-/// order. An idle executor blocks; it uses no processor time.
+/// answers but never the engine. When one hangs (it has run for 10 s; for less while others hang), another thread goes
+/// on with the other requests: then, and only then, callbacks of different requests overlap. Those of one request never
+/// do, and are always in order. An idle executor blocks; it uses no processor time.
 class Executor {
  public:
   using Callback = std::function<void(Result&&)>;

@@ -16,9 +16,10 @@ namespace inflight {
 
 /// Runs the callbacks in the order in which results were pushed, one at a time, until one hangs: runs longer than the
 /// patience. Then another thread goes on with the other requests; the thread that hangs delivers what has come for its
-/// request meanwhile, in order, when its callback returns. So callbacks of one request never overlap. What hangs may
-/// have many requests behind it, so the patience is shorter the more hang: all others lose 1.65 times the first one at
-/// most. A callback that throws gets a failure as the final result of each of its sequences and nothing besides.
+/// request meanwhile, in order, when its callback returns. So callbacks of one request never overlap. A client that
+/// hangs may have many requests, so with n that hang the patience is 1 / (n + 1)^2 of the first: all of them together
+/// hold the others up for 1.65 times that. A callback that throws gets a failure as the final result of each of its
+/// sequences and nothing besides.
 class ResponseQueue {
  public:
   struct Delivery {

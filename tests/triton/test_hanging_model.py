@@ -1,18 +1,15 @@
-"""A python model that asks the engine model and takes no more of its responses: the server waits in each of them."""
+"""A python model that asks the engine model and takes no more of its responses: the server waits in the next one."""
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 
-from served import becomes
-from test_faults import stubs_of
+from served import ENDLESS, becomes
 
 LONG = 900
 PROMPT_IDS = [5, 6, 7]
-HANGING = 2
 
 
 def only_the_engine_and_a_relay(repository):
@@ -20,11 +17,12 @@ def only_the_engine_and_a_relay(repository):
         if model.name != "tensorrt_llm":
             shutil.rmtree(model)
     shutil.copytree(Path(__file__).parent / "relay", repository / "relay")
+    os.mkfifo(repository / "relay" / "gate")
 
 
 @pytest.fixture(scope="module")
-def relayed(start):
-    with start(edit=only_the_engine_and_a_relay, stats_check_period_ms=20) as served:
+def relayed(start, long_engine_dir):
+    with start(engine=long_engine_dir, edit=only_the_engine_and_a_relay, stats_check_period_ms=20) as served:
         yield served
 
 
@@ -33,30 +31,34 @@ def relay(served):
     return served.stream("relay", **inputs)
 
 
+def delivery_seconds(served):
+    return served.sample("response_delivery_seconds")
+
+
+def open_gate(served):
+    """Raises OSError when the model does not wait there."""
+    os.close(os.open(served.server.repository / "relay" / "gate", os.O_WRONLY | os.O_NONBLOCK))
+
+
 def leave_a_stream(served):
-    """A client that goes away is seen although others hang."""
     before = served.sample("requests_cancelled")
-    with served.stream_tokens(PROMPT_IDS, LONG, streaming=True) as stream:
+    with served.stream_tokens(PROMPT_IDS, ENDLESS, streaming=True) as stream:
         stream.next()
         stream.cancel()
         becomes(before + 1, lambda: served.sample("requests_cancelled"))
 
 
-def test_others_go_on_while_streams_of_a_stopped_model_hang(relayed, greedy):
+def test_others_go_on_while_the_stream_of_a_model_that_hangs_waits(relayed, greedy):
     expected = greedy(PROMPT_IDS, LONG)
-    streams = [relay(relayed) for _ in range(HANGING)]
-    begun = [[stream.next() for _ in range(3)] for stream in streams]
-    (stub,) = stubs_of(relayed, "relay")
-    os.kill(stub, signal.SIGSTOP)
-    try:
-        (whole,) = relayed.ask_tokens(PROMPT_IDS, 20)
-        assert whole.tokens == expected[:20]
-        leave_a_stream(relayed)
-        assert relayed.sample("response_delivery_seconds") > 10
-    finally:
-        os.kill(stub, signal.SIGCONT)
-    for stream, first in zip(streams, begun, strict=True):
-        with stream:
-            assert [token for response in [*first, *stream] for token in response.tokens] == expected
+    with relay(relayed) as stream:
+        try:
+            becomes(True, lambda: delivery_seconds(relayed) > 1)
+            (whole,) = relayed.ask_tokens(PROMPT_IDS, 20)
+            assert whole.tokens == expected[:20]
+            leave_a_stream(relayed)
+            assert delivery_seconds(relayed) > 10
+        finally:
+            open_gate(relayed)
+        assert [token for response in stream for token in response.tokens] == expected
     relayed.shows(0, "response_delivery_seconds")
     relayed.settle()
