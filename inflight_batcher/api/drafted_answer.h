@@ -34,7 +34,8 @@ class DraftedAnswer : public std::enable_shared_from_this<DraftedAnswer> {
   /// are the first round's, drafts are those of all rounds. The executors' statistics count each round as a request.
   ///
   /// `callback` runs on a response thread of either executor, one result at a time; if it throws, the answer ends as
-  /// Executor::submit says. A round that the target refuses or fails ends the answer with that failure.
+  /// Executor::submit says. A round that the target fails ends the answer with that failure; a full queue of the target
+  /// refuses the answer here, and none of its rounds later.
   ///
   /// Throws what Executor::submit throws, with the first round unqueued and the callback never called; kInvalidArgument
   /// and kUnsupported also for what rounds cannot do: beams, several sequences, context logits, additional outputs,

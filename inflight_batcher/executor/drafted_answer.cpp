@@ -54,9 +54,11 @@ void DraftedAnswer::ask(const Model& model, Request request, Take take) {
     std::lock_guard lock(mutex_);
     number = ++asked_;
   }
-  const RequestId id = executor->submit(std::move(request), [self = shared_from_this(), take](Result&& result) {
+  const bool is_admitted = take == &DraftedAnswer::take_round;
+  const auto deliver = [self = shared_from_this(), take](Result&& result) {
     self->take_guarded(take, std::move(result));
-  });
+  };
+  const RequestId id = executor->submit(std::move(request), deliver, is_admitted);
   std::lock_guard lock(mutex_);
   if (number != asked_) return;
   at_work_ = model;

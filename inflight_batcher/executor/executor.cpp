@@ -88,10 +88,11 @@ void Executor::Impl::check_limits(Request& request) const {
 void Executor::Impl::validate(Request& request) const {
   check_limits(request);
   std::lock_guard lock(mutex_);
+  check_is_up();
   check_queue_space();
 }
 
-RequestId Executor::Impl::submit(Request request, Callback callback) {
+RequestId Executor::Impl::submit(Request request, Callback callback, bool is_admitted) {
   check_limits(request);
   auto state = std::make_shared<RequestState>();
   state->request = std::move(request);
@@ -104,7 +105,8 @@ RequestId Executor::Impl::submit(Request request, Callback callback) {
   state->kv_policy = kv_policy_of(state->request, model_.vocabulary_size);
   {
     std::lock_guard lock(mutex_);
-    check_queue_space();
+    check_is_up();
+    if (!is_admitted) check_queue_space();
     state->id = next_request_++;
     inbox_.requests.push_back(state);
   }
@@ -112,10 +114,13 @@ RequestId Executor::Impl::submit(Request request, Callback callback) {
   return state->id;
 }
 
-// Requests that find a free slot do not wait, so they do not count against the queue's size.
-void Executor::Impl::check_queue_space() const {
+void Executor::Impl::check_is_up() const {
   check(broken_.empty(), ErrorCode::kInternal, "the executor has failed and takes no more requests: ", broken_);
   check(!stopping_, ErrorCode::kUnavailable, "the executor is shutting down");
+}
+
+// Requests that find a free slot do not wait, so they do not count against the queue's size.
+void Executor::Impl::check_queue_space() const {
   if (config_.max_queue_size <= 0) return;
   const int waiting = snapshot_.waiting_requests + static_cast<int>(inbox_.requests.size());
   const int free_slots = std::max(0, config_.max_batch_size - slots_taken_);

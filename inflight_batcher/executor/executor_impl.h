@@ -37,7 +37,9 @@ class Executor::Impl {
   void stop();
 
   void validate(Request& request) const;
-  RequestId submit(Request request, Callback callback);
+
+  /// `is_admitted`: it goes on with an answer that has begun, so a full queue does not refuse it.
+  RequestId submit(Request request, Callback callback, bool is_admitted = false);
   void end(EndOrder order);
   ExecutorStats stats() const;
   const ModelInfo& model() const { return model_; }
@@ -52,6 +54,7 @@ class Executor::Impl {
 
   void describe_model();
   void check_limits(Request& request) const;
+  void check_is_up() const;
   void check_queue_space() const;
 
   // engine_loop.cpp: one turn = take what came in, give the engine a step, handle the oldest once it has enough.
