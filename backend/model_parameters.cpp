@@ -146,6 +146,7 @@ const LaterRow kLaterRows[] = {
 /// and the tokenizer's keys, which text/text_parameters reads.
 constexpr std::string_view kIgnored[] = {
     "FORCE_CPU_ONLY_INPUT_TENSORS",
+    "accumulate_tokens",
     "add_special_tokens",
     "cuda_graph_cache_size",
     "cuda_graph_mode",
@@ -164,6 +165,7 @@ constexpr std::string_view kIgnored[] = {
     "recv_poll_period_ms",
     "request_stats_max_iterations",
     "skip_special_tokens",
+    "tensorrt_llm_draft_model_name",
     "tensorrt_llm_model_name",
     "tokenizer_dir",
     "tokenizer_processes",

@@ -177,8 +177,18 @@ finish_reason STRING [1]
 """
 
 # The text model's, beyond the ensemble's.
+DRAFT_INPUTS = """
+num_draft_tokens INT32 [1] O
+use_draft_logits BOOL [1] O
+"""
 TEXT_INPUTS = """
 stop BOOL [1] O
+"""
+VISION_INPUTS = """
+image_input FP16 [-1,3,-1,-1] O
+image_bytes_input UINT8 [-1,-1,-1,-1] O
+image_url_input STRING [1] O
+video_bytes_input UINT8 [-1,-1,-1,-1] O
 """
 
 PYTHON_TENSORS = {
@@ -326,7 +336,8 @@ tokenizer_python
 # The engine model's, and the tokenizer's.
 PARAMETERS["inflight_text"] = (
     PARAMETERS["tensorrt_llm"]
-    + "add_special_tokens\nskip_special_tokens\ntensorrt_llm_model_name\ntokenizer_processes\ntokenizer_python\n"
+    + "accumulate_tokens\nadd_special_tokens\nskip_special_tokens\ntensorrt_llm_draft_model_name\n"
+    + "tensorrt_llm_model_name\ntokenizer_processes\ntokenizer_python\n"
 )
 
 LLMAPI_INPUTS = """

@@ -11,6 +11,7 @@ from inflight.serve.locate import find_templates
 from inflight.serve.repository import fill_repository
 from inflight.serve.template import fill, unparsable_variables
 from template_contract import (
+    DRAFT_INPUTS,
     ENGINE_INPUTS,
     ENGINE_OUTPUTS,
     ENSEMBLE_INPUTS,
@@ -20,6 +21,7 @@ from template_contract import (
     PARAMETERS,
     PYTHON_TENSORS,
     TEXT_INPUTS,
+    VISION_INPUTS,
 )
 
 MODELS = ("ensemble", "inflight_text", "preprocessing", "postprocessing", "tensorrt_llm", "tensorrt_llm_bls")
@@ -86,17 +88,15 @@ def test_python_model_tensors(configs, model):
 @pytest.mark.parametrize("model", ["ensemble", "inflight_text", "tensorrt_llm_bls"])
 def test_text_model_tensors(configs, model):
     inputs = rows(configs[model].input, flags=True)
-    assert inputs.items() >= contract(ENSEMBLE_INPUTS).items()
+    expected = contract(ENSEMBLE_INPUTS)
     more = {
-        "image_input",
-        "image_bytes_input",
-        "image_url_input",
-        "video_bytes_input",
-        "num_draft_tokens",
-        "use_draft_logits",
+        "ensemble": (),
+        "inflight_text": (TEXT_INPUTS, DRAFT_INPUTS),
+        "tensorrt_llm_bls": (VISION_INPUTS, DRAFT_INPUTS),
     }
-    allowed = {"ensemble": set(), "inflight_text": set(contract(TEXT_INPUTS)), "tensorrt_llm_bls": more}
-    assert set(inputs) - set(contract(ENSEMBLE_INPUTS)) == allowed[model]
+    for tensors in more[model]:
+        expected |= contract(tensors)
+    assert inputs == expected
     assert rows(configs[model].output) == contract(ENSEMBLE_OUTPUTS)
 
 

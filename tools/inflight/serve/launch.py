@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draft",
         type=Path,
         metavar="MODEL",
-        help="a small model with the same tokenizer: tensorrt_llm_bls then takes num_draft_tokens",
+        help="a small model with the same tokenizer: inflight_text and tensorrt_llm_bls then take num_draft_tokens",
     )
     parser.add_argument("--log-file", type=Path, help="the server's log (default: a temporary file)")
     parser.add_argument(

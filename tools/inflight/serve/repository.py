@@ -22,8 +22,8 @@ def fill_repository(
     folder: Path, engine_dir: Path, tokenizer_dir: Path, draft_engine_dir: Path | None = None, **variables: object
 ) -> Path:
     """Writes the six models into `folder`, which must not hold them yet; returns it. `draft_engine_dir`: writes
-    DRAFT_MODEL too, whose guesses tensorrt_llm_bls lets the engine verify. `variables`: template variables that differ
-    from what a plain server wants; unknown ones raise ServerError."""
+    DRAFT_MODEL too, whose guesses the models with texts let the engine verify. `variables`: template variables that
+    differ from what a plain server wants; unknown ones raise ServerError."""
     values = {
         "triton_backend": "inflight",
         "triton_max_batch_size": 8,
