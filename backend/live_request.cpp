@@ -36,7 +36,7 @@ void LiveRequest::start() {
     Model& model = instance_.model();
     if (!model.config().has_engine()) engine_ = EngineInstances::get().borrow(model.engine_name());
     ParsedRequest parsed = parse_request(request_, model.config(), engine_->model().parameters(), defaults());
-    if (parsed.stop) return obey_stop_order();
+    if (parsed.stop) return stop_others();
     if (parsed.rows.front().drafting.num_draft_tokens > 0) borrow_draft_engine(parsed.rows.front());
     open(parsed.rows);
     model.texts() == nullptr ? submit(std::move(parsed.rows)) : tokenize(std::move(parsed.rows));
@@ -66,7 +66,7 @@ void LiveRequest::borrow_draft_engine(const ParsedRow& row) {
   draft_engine_ = EngineInstances::get().borrow(name);
 }
 
-void LiveRequest::obey_stop_order() {
+void LiveRequest::stop_others() {
   check(!id_.empty(), ErrorCode::kInvalidArgument, "Trying to stop a request but request ID is not provided");
   {
     const std::lock_guard lock(mutex_);
@@ -167,13 +167,13 @@ void LiveRequest::throw_if_failed() {
   if (failure_) throw *failure_;
 }
 
-void LiveRequest::cancel() {
-  const std::lock_guard lock(mutex_);
-  cancel_rows();
+void LiveRequest::stop() {
+  stop_ordered_ = true;
+  look_after();
 }
 
-void LiveRequest::stop() {
-  const std::lock_guard lock(mutex_);
+void LiveRequest::obey_stop_order() {
+  if (!stop_ordered_) return;
   stopped_ = true;
   cancel_rows();
 }
@@ -185,9 +185,11 @@ void LiveRequest::cancel_rows() {
   if (drafted_ != nullptr) drafted_->cancel();
 }
 
-void LiveRequest::cancel_if_abandoned() {
+void LiveRequest::look_after() {
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || finished_ || cancelled_) return;
+  if (!lock || finished_) return;
+  obey_stop_order();
+  if (cancelled_) return;
   bool abandoned = false;
   log_if_error(TRITONBACKEND_ResponseFactoryIsCancelled(factory_, &abandoned));
   if (abandoned) cancel_rows();
@@ -196,6 +198,7 @@ void LiveRequest::cancel_if_abandoned() {
 void LiveRequest::deliver(size_t row, Result&& result) {
   const std::lock_guard lock(mutex_);
   if (finished_ || has_ended(row)) return;
+  obey_stop_order();
   if (draft_engine_ != nullptr) wake_metrics();  // a round has ended: each model rests while the other is at work
   statistics_.observe(result);
   latencies_.observe(row, result, engine_->model().metrics().serving());

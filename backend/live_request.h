@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,18 +40,16 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   /// Answers with an error what has not been started.
   void refuse(const Error& error);
 
-  /// Ends all its rows at the next step; a finished request is left alone.
-  void cancel();
-
-  /// The same by a stop order: the request then ends with an empty final response, or with the tokens so far where it
-  /// does not stream, not with an error.
+  /// A stop order: the request ends at the next step, with an empty final response, or with the tokens so far where it
+  /// does not stream, not with an error. A finished request is left alone. Waits for nothing.
   void stop();
 
-  /// cancel() if the client has gone or has cancelled. While a response is being sent it is left for the next time:
-  /// the server may never come back from that.
-  void cancel_if_abandoned();
+  /// Ends the request at the next step if the client has gone or has cancelled, or after a stop order. While a response
+  /// is being sent that is left for the next time: the server may never come back from it.
+  void look_after();
 
  private:
+  void stop_others();
   void obey_stop_order();
   void open(std::vector<ParsedRow>& rows);
   void tokenize(std::vector<ParsedRow> rows);
@@ -84,6 +83,7 @@ class LiveRequest : public std::enable_shared_from_this<LiveRequest> {
   TRITONBACKEND_ResponseFactory* factory_ = nullptr;
   std::string id_;
 
+  std::atomic<bool> stop_ordered_ = false;
   std::mutex mutex_;                 // guards what follows; held while a response is built and sent
   std::vector<ResponseForm> forms_;  // one for each row
   /// One for each row of a text model's request, once it is tokenized.

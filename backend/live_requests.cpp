@@ -47,7 +47,7 @@ void LiveRequests::monitor() {
   while (!closing_) {
     changed_.wait(lock, [this] { return closing_ || !requests_.empty(); });
     lock.unlock();
-    for (const auto& request : snapshot()) request->cancel_if_abandoned();
+    for (const auto& request : snapshot()) request->look_after();
     lock.lock();
     changed_.wait_for(lock, check_period_, [this] { return closing_; });
   }
