@@ -193,8 +193,8 @@ def server_command(
         f"--backend-directory={folder / 'backends'}",
         # Servers of one machine must not share the python backend's memory regions.
         f"--backend-config=python,shm-region-prefix-name=inflight_{os.getpid()}_{ports.http}_",
-        # Threads in which scripts wait for other models' first responses: with the default of 32, long requests to
-        # tensorrt_llm_bls hold up all others.
+        # Threads in which scripts wait for other models' first responses: with the default of 32, long requests to a
+        # script hold up all others.
         "--backend-config=python,thread-pool-size=256",
         *(() if completes_configs(repository) else ("--disable-auto-complete-config",)),
         *addresses,
