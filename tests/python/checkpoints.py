@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+# Threads that wait for each other spin: on a busy machine two take four times as long as one.
+torch.set_num_threads(1)
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,

@@ -5,6 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+# Threads that wait for each other spin: on a busy machine two take four times as long as one.
+torch.set_num_threads(1)
+
 
 def load(directory: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
