@@ -1,5 +1,7 @@
 """What a response carries, and what the sampling inputs do to it; the executor says what is right."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -103,7 +105,9 @@ def test_perf_metrics_of_first_and_repeated_prompt(served, heldout_ids):
     prompt = heldout_ids[7000:7110]
     counts = []
     for _ in range(2):
+        began = time.monotonic_ns()
         outputs = one_response(served, prompt, 4, return_perf_metrics=True).outputs
+        took = time.monotonic_ns() - began
         assert set(outputs) == ALWAYS | PERF_OUTPUTS
         assert {outputs[name].shape for name in PERF_OUTPUTS} == {(1, 1)}
         counts.append([outputs[f"kv_cache_{name}_blocks"].item() for name in ("alloc_new", "alloc_total", "reused")])
@@ -111,7 +115,7 @@ def test_perf_metrics_of_first_and_repeated_prompt(served, heldout_ids):
             outputs[f"{name}_time_ns"].item() for name in ("arrival", "first_scheduled", "first_token", "last_token")
         ]
         assert times == sorted(times)
-        assert times[-1] - times[0] < 10e9
+        assert times[-1] - times[0] < took
         assert outputs["acceptance_rate"].item() == 0.0
     assert counts == [[4, 4, 0], [1, 1, 4]]
 
