@@ -12,8 +12,13 @@ DRAFT = "tensorrt_llm_draft"
 
 
 @pytest.fixture(scope="module")
-def drafting(start, python_7m):
-    with start(draft_engine_dir=plan.ensure(python_7m.parent / "python-1m"), stats_check_period_ms=20) as served:
+def draft_settings(python_7m):
+    return {"draft_engine_dir": plan.ensure(python_7m.parent / "python-1m"), "stats_check_period_ms": 20}
+
+
+@pytest.fixture(scope="module")
+def drafting(start, draft_settings):
+    with start(**draft_settings) as served:
         yield served
         for model in ("tensorrt_llm", DRAFT):
             served.wait_until_idle(model)
@@ -122,16 +127,16 @@ def test_an_answer_ends_at_the_sequence_limit(drafting, greedy_text, heldout_ids
     assert response.outputs["finish_reason"].item() == b"length"
 
 
-def test_cancelled(start, long_engine_dir, python_7m):
+def test_cancelled(start, long_engine_dir, draft_settings):
     """Whichever of the two is at work."""
-    draft = plan.ensure(python_7m.parent / "python-1m")
-    with start(engine=long_engine_dir, draft_engine_dir=draft, stats_check_period_ms=20) as served:
+    with start(engine=long_engine_dir, **draft_settings) as served:
         for taken in range(3, 9):
             with served.stream(BLS, max_tokens=ENDLESS, num_draft_tokens=1, stream=True, ignore_eos=True) as stream:
                 assert [stream.next().error for _ in range(taken)] == [None] * taken
                 stream.cancel()
                 for model in ("tensorrt_llm", DRAFT):
                     served.wait_until_idle(model)
+        served.settle()
         assert served.sample("iteration_counter") < ENDLESS / 2
 
 
