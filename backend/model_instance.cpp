@@ -56,7 +56,11 @@ void ModelInstance::start(TRITONBACKEND_Request* request) {
     return;
   }
   hold();
-  model_.when_ready([live](const Error* error) { error == nullptr ? live->start() : live->refuse(*error); });
+  try {
+    model_.when_ready([live](const Error* error) { error == nullptr ? live->start() : live->refuse(*error); });
+  } catch (...) {
+    live->refuse(current_exception_as_error());
+  }
 }
 
 void ModelInstance::hold() {

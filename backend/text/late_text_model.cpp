@@ -23,12 +23,21 @@ void LateTextModel::when_made(Then then) {
       const bool working = !waiting_.empty();
       waiting_.push_back(std::move(then));
       if (working) return;
-      if (thread_.joinable()) thread_.join();  // it has failed before, and needs no lock any more
-      thread_ = std::thread([this] { work(); });
+      start();
       return;
     }
   }
   then(nullptr);
+}
+
+void LateTextModel::start() {
+  if (thread_.joinable()) thread_.join();  // it has failed before, and needs no lock any more
+  try {
+    thread_ = std::thread([this] { work(); });
+  } catch (...) {
+    waiting_.clear();  // of the caller, whose request fails with this
+    throw;
+  }
 }
 
 void LateTextModel::work() {

@@ -26,10 +26,11 @@ class LateTextModel {
   TextModel* get();
 
   /// Calls `then` at once where it is made; else with the error of making it, or with null, on that thread. After an
-  /// error the next call tries again.
+  /// error the next call tries again. Throws what starting a thread throws, with `then` never called.
   void when_made(Then then);
 
  private:
+  void start();
   void work();
 
   const Make make_;

@@ -139,6 +139,24 @@ class Served:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._http(urllib.request.Request(f"{self.server.http_url}{path}", data))
 
+    def load(self, model: str = "tensorrt_llm", config: dict | None = None) -> HttpAnswer:
+        """Loads or reloads a model, with another configuration where one is given (see `changed`)."""
+        body = {} if config is None else {"parameters": {"config": json.dumps(config)}}
+        return self.post(f"/v2/repository/models/{model}/load", body)
+
+    def unload(self, model: str = "tensorrt_llm") -> HttpAnswer:
+        """Orders it: see `is_gone`."""
+        return self.post(f"/v2/repository/models/{model}/unload", {})
+
+    def is_gone(self, model: str = "tensorrt_llm") -> bool:
+        """Whether the unload is complete: a model is no longer ready long before that."""
+        index = self.post("/v2/repository/index", {}).json
+        return {row["name"]: row.get("reason") for row in index}[model] == "unloaded"
+
+    def config(self, model: str = "tensorrt_llm") -> dict:
+        """Of a loaded model, as the server gives it."""
+        return self.get(f"/v2/models/{model}/config").json
+
     def generate(self, model: str = "ensemble", **fields: object) -> HttpAnswer:
         return self.post(f"/v2/models/{model}/generate", {"text_input": PROMPT, "max_tokens": 8, **fields})
 
@@ -298,6 +316,12 @@ def becomes(expected: object, probe: Callable[[], object], patience_s: float = P
     while (found := probe()) != expected:
         assert time.monotonic() < end, f"{found} after {patience_s} s, wanted {expected}"
         time.sleep(0.01)
+
+
+def changed(config: dict, **parameters: str) -> dict:
+    """A model's configuration with other parameters."""
+    values = {name: {"string_value": value} for name, value in parameters.items()}
+    return {**config, "parameters": {**config["parameters"], **values}}
 
 
 def tensor(name: str, value: object) -> grpc.InferInput:

@@ -1,4 +1,4 @@
-"""The scripted chain: stop words in the text, accumulated text, many streams, cancellation, refusals."""
+"""tensorrt_llm_bls: stop words in the text, accumulated text, many streams, cancellation, refusals."""
 
 import queue
 

@@ -1,10 +1,8 @@
 """tensorrt_llm_bls beside models that come and go: its engine is another model's, and so may its tokenizer be."""
 
-import json
-
 import pytest
 
-from served import PROMPT, becomes
+from served import PROMPT, becomes, changed
 
 BLS = "tensorrt_llm_bls"
 ENGINE = "tensorrt_llm"
@@ -17,22 +15,19 @@ def managed(start):
         yield served
 
 
-def load(managed, model, parameters=()):
-    body = {}
-    if parameters:
-        assert managed.post(f"/v2/repository/models/{model}/load", {}).status == 200
-        config = managed.get(f"/v2/models/{model}/config").json
-        for key, value in dict(parameters).items():
-            config["parameters"][key] = {"string_value": value}
-        body = {"parameters": {"config": json.dumps(config)}}
-    answer = managed.post(f"/v2/repository/models/{model}/load", body)
-    assert answer.status == 200, answer
+def load(managed, *models):
+    for model in models:
+        assert managed.load(model).status == 200
+
+
+def load_changed(managed, model, **parameters):
+    load(managed, model)
+    assert managed.load(model, changed(managed.config(model), **parameters)).status == 200
 
 
 def unload(managed, model):
-    assert managed.post(f"/v2/repository/models/{model}/unload", {}).status == 200
-    index = lambda: {row["name"]: row.get("reason") for row in managed.post("/v2/repository/index", {}).json}  # noqa: E731
-    becomes("unloaded", lambda: index()[model])
+    assert managed.unload(model).status == 200
+    becomes(True, lambda: managed.is_gone(model))
 
 
 def test_engine_that_comes_and_goes(managed, greedy_text):
@@ -48,7 +43,7 @@ def test_engine_reloaded_under_a_stream(managed, greedy_text):
     load(managed, ENGINE)
     with managed.stream(BLS, max_tokens=600, ignore_eos=True) as stream:
         begun = stream.next().text
-        load(managed, ENGINE, {"max_batch_size": "3"})
+        load_changed(managed, ENGINE, max_batch_size="3")
         assert managed.text(BLS) == greedy_text(PROMPT)
         assert begun + "".join(response.text for response in stream) == greedy_text(PROMPT, 600)
     unload(managed, ENGINE)
@@ -56,7 +51,7 @@ def test_engine_reloaded_under_a_stream(managed, greedy_text):
 
 def test_tokenizer_of_other_models(managed, greedy_text):
     load(managed, ENGINE)
-    load(managed, BLS, {"tokenizer_dir": "${tokenizer_dir}"})
+    load_changed(managed, BLS, tokenizer_dir="${tokenizer_dir}")
     assert managed.refusal(BLS) == "model preprocessing is not ready"
     load(managed, "preprocessing")
     assert managed.refusal(BLS) == "model postprocessing is not ready"

@@ -26,7 +26,7 @@ def test_cancelled_answer_without_streaming(endless, prompts):
     becomes(before + 1, endless.cancelled_requests)
 
 
-def test_cancelled_stream_of_scripted_text(endless):
+def test_cancelled_stream_of_tensorrt_llm_bls(endless):
     cancel_text(endless, "tensorrt_llm_bls", ENDLESS)
 
 
@@ -42,7 +42,7 @@ def cancel_text(served, model, max_tokens):
         served.wait_until_idle()
 
 
-def test_disconnected_http_stream_of_scripted_text(endless):
+def test_disconnected_http_stream_of_tensorrt_llm_bls(endless):
     disconnect(endless, "tensorrt_llm_bls", ENDLESS)
 
 

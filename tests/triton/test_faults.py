@@ -87,8 +87,8 @@ def fragile(start, long_engine_dir):
 
 def reload(served, model):
     """As an operator does it."""
-    assert served.post(f"/v2/repository/models/{model}/unload", {}).status == 200
-    assert served.post(f"/v2/repository/models/{model}/load", {}).status == 200
+    assert served.unload(model).status == 200
+    assert served.load(model).status == 200
 
 
 def wait_until_text(served, model, expected):

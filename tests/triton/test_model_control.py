@@ -1,11 +1,10 @@
 """Models loaded and unloaded while the server runs, and configurations that must be refused without harm."""
 
-import json
 import shutil
 
 import pytest
 
-from served import PROMPT, becomes
+from served import PROMPT, becomes, changed
 
 ENGINE = "tensorrt_llm"
 MODEL_BYTES = 14 << 20  # weights of python-7m
@@ -21,46 +20,26 @@ def managed(start):
         yield served
 
 
-def load(managed, model=ENGINE, config=None):
-    body = {} if config is None else {"parameters": {"config": json.dumps(config)}}
-    return managed.post(f"/v2/repository/models/{model}/load", body)
-
-
-def unload(managed, model=ENGINE):
-    return managed.post(f"/v2/repository/models/{model}/unload", {})
-
-
 def is_ready(managed, model=ENGINE):
     return managed.get(f"/v2/models/{model}/ready").status == 200
-
-
-def is_gone(managed, model=ENGINE):
-    """Whether the unload is complete: a model is no longer ready long before that."""
-    index = managed.post("/v2/repository/index", {}).json
-    return {row["name"]: row.get("reason") for row in index}[model] == "unloaded"
 
 
 @pytest.fixture(scope="module")
 def config(managed):
     """Of the engine model, as the server gives it."""
-    assert load(managed).status == 200
-    return managed.get(f"/v2/models/{ENGINE}/config").json
+    assert managed.load().status == 200
+    return managed.config()
 
 
 @pytest.fixture
 def loaded(managed, config, greedy):
     """With the engine model loaded; afterwards it must load and answer again."""
-    assert load(managed, config=config).status == 200
+    assert managed.load(config=config).status == 200
     yield managed
     assert managed.server.exit_code is None
-    assert load(managed, config=config).status == 200
+    assert managed.load(config=config).status == 200
     (response,) = managed.ask_tokens([5, 6, 7])
     assert response.tokens == greedy([5, 6, 7])
-
-
-def changed(config, **parameters):
-    values = {name: {"string_value": value} for name, value in parameters.items()}
-    return {**config, "parameters": {**config["parameters"], **values}}
 
 
 REFUSED = {
@@ -86,7 +65,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_configuration(loaded, config, case):
     parameters, text = REFUSED[case]
-    answer = load(loaded, config=changed(config, **parameters))
+    answer = loaded.load(config=changed(config, **parameters))
     assert answer.status == 400
     assert text in answer.error
     assert loaded.get("/v2/health/live").status == 200
@@ -97,13 +76,13 @@ def test_metrics_survive_a_refused_configuration(loaded, config):
     loaded.settle()
     before = loaded.sample('"iteration_counter"')
     for _ in range(3):
-        assert load(loaded, config=changed(config, device="abacus")).status == 400
+        assert loaded.load(config=changed(config, device="abacus")).status == 400
         loaded.ask_tokens([5, 6, 7], 4)
     loaded.shows(before + 12, '"iteration_counter"')
 
 
 def test_folder_without_a_plan(loaded, config, tmp_path):
-    answer = load(loaded, config=changed(config, gpt_model_path=str(tmp_path)))
+    answer = loaded.load(config=changed(config, gpt_model_path=str(tmp_path)))
     assert answer.status == 400
     assert "plan.json" in answer.error
     assert str(tmp_path) in answer.error
@@ -113,20 +92,20 @@ def test_damaged_plan(loaded, config, tmp_path):
     shutil.copytree(loaded.engine_dir, tmp_path / "engine")
     plan = tmp_path / "engine" / "plan.json"
     plan.write_text(plan.read_text()[:1000])
-    answer = load(loaded, config=changed(config, gpt_model_path=str(tmp_path / "engine")))
+    answer = loaded.load(config=changed(config, gpt_model_path=str(tmp_path / "engine")))
     assert answer.status == 400
     assert "plan.json" in answer.error
 
 
 def test_no_parameters(loaded, config):
-    answer = load(loaded, config={**config, "parameters": {}})
+    answer = loaded.load(config={**config, "parameters": {}})
     assert answer.status == 400
     assert "the model configuration has no parameters section" in answer.error
 
 
 def test_wrongly_declared_tensor(loaded, config):
     outputs = [{**it, "data_type": "TYPE_INT64"} if it["name"] == "output_ids" else it for it in config["output"]]
-    answer = load(loaded, config={**config, "output": outputs})
+    answer = loaded.load(config={**config, "output": outputs})
     assert answer.status == 400
     assert "output output_ids of the model configuration is INT64; wanted INT32" in answer.error
 
@@ -142,19 +121,19 @@ def test_wrongly_declared_tensor(loaded, config):
     ],
 )
 def test_accepted_configuration(loaded, config, greedy, parameters):
-    assert load(loaded, config=changed(config, **parameters)).status == 200
+    assert loaded.load(config=changed(config, **parameters)).status == 200
     (response,) = loaded.ask_tokens([5, 6, 7], 20)
     assert response.tokens == greedy([5, 6, 7], 20)
 
 
 def test_default_of_the_model_for_input_in_output(loaded, config, greedy):
-    assert load(loaded, config=changed(config, exclude_input_in_output="false")).status == 200
+    assert loaded.load(config=changed(config, exclude_input_in_output="false")).status == 200
     (response,) = loaded.ask_tokens([5, 6, 7], 4)
     assert response.tokens == [5, 6, 7, *greedy([5, 6, 7], 4)]
 
 
 def test_random_seed_by_default(loaded, config):
-    assert load(loaded, config=changed(config, random_default_seed="true")).status == 200
+    assert loaded.load(config=changed(config, random_default_seed="true")).status == 200
     samples = {tuple(loaded.ask_tokens([5], 12, runtime_top_k=500, temperature=2.0)[0].tokens) for _ in range(4)}
     assert len(samples) > 1
 
@@ -164,7 +143,7 @@ def test_unload_with_requests_running(loaded, greedy, prompts):
     streams = [loaded.stream_tokens(prompt[:40], 150, streaming=True) for prompt in prompts[:6]]
     for stream in streams:
         stream.next()
-    assert unload(loaded).status == 200
+    assert loaded.unload().status == 200
     assert not is_ready(loaded)
     text = loaded.refusal("tensorrt_llm", input_ids=[5], input_lengths=1, request_output_len=2)
     assert "Request for unknown model: 'tensorrt_llm'" in text
@@ -177,7 +156,7 @@ def test_unload_with_requests_running(loaded, greedy, prompts):
 def test_reload_with_requests_running(loaded, config, greedy, prompts):
     with loaded.stream_tokens(prompts[0][:40], 150, streaming=True) as stream:
         stream.next()
-        assert load(loaded, config=changed(config, max_batch_size="3")).status == 200
+        assert loaded.load(config=changed(config, max_batch_size="3")).status == 200
         (response,) = loaded.ask_tokens(prompts[1])
         assert response.tokens == greedy(prompts[1])
         assert [token for it in stream for token in it.tokens] == greedy(prompts[0][:40], 150)[1:]
@@ -190,12 +169,12 @@ def test_memory_comes_back_after_unload(loaded, config):
     pool = 4 << 30
     fields = changed(config, kv_cache_cpu_memory_bytes=str(pool), kv_cache_free_gpu_mem_fraction="1.0")
     for _ in range(3):
-        assert load(loaded, config=fields).status == 200
+        assert loaded.load(config=fields).status == 200
         loaded.ask_tokens([5, 6, 7], 20)
         mapped = loaded.server_address_space()
         assert mapped > pool
-        assert unload(loaded).status == 200
-        becomes(True, lambda: is_gone(loaded))
+        assert loaded.unload().status == 200
+        becomes(True, lambda: loaded.is_gone())
         becomes(True, lambda mapped=mapped: loaded.server_address_space() < mapped - pool / 2)
 
 
@@ -204,10 +183,10 @@ def test_weights_come_back_after_unload(loaded, config):
     sizes = []
     while len(sizes) < 3 or sizes[-1] - sizes[-3] >= MODEL_BYTES:
         assert len(sizes) < ROUNDS, sizes
-        assert load(loaded, config=config).status == 200
+        assert loaded.load(config=config).status == 200
         loaded.ask_tokens([5, 6, 7], 20)
-        assert unload(loaded).status == 200
-        becomes(True, lambda: is_gone(loaded))
+        assert loaded.unload().status == 200
+        becomes(True, lambda: loaded.is_gone())
         sizes.append(loaded.server_memory())
 
 
@@ -216,8 +195,8 @@ def test_memory_stays_flat_over_reloads(loaded, config):
     Seven leaks of a model, and of a refused one, would be 196 MiB."""
 
     def reload(size):
-        assert load(loaded, config=changed(config, max_batch_size=str(size))).status == 200
-        assert load(loaded, config=changed(config, kv_cache_block_size="33")).status == 400
+        assert loaded.load(config=changed(config, max_batch_size=str(size))).status == 200
+        assert loaded.load(config=changed(config, kv_cache_block_size="33")).status == 400
         loaded.ask_tokens([5, 6, 7], 20)
         return loaded.server_memory()
 
@@ -229,19 +208,19 @@ def test_memory_stays_flat_over_reloads(loaded, config):
 
 
 def test_whole_chain_loaded_on_demand(loaded, greedy_text):
-    assert load(loaded, "ensemble").status == 200
+    assert loaded.load("ensemble").status == 200
     assert loaded.text() == greedy_text(PROMPT)
-    assert load(loaded, "tensorrt_llm_bls").status == 200
+    assert loaded.load("tensorrt_llm_bls").status == 200
     assert loaded.text("tensorrt_llm_bls") == greedy_text(PROMPT)
     for model in ("ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing"):
-        assert unload(loaded, model).status == 200
+        assert loaded.unload(model).status == 200
 
 
 def test_tokenizer_that_is_missing(loaded):
     body = loaded.get("/v2/models/tensorrt_llm/config")
     assert body.status == 200
-    assert load(loaded, "preprocessing").status == 200
+    assert loaded.load("preprocessing").status == 200
     config = loaded.get("/v2/models/preprocessing/config").json
-    answer = load(loaded, "preprocessing", changed(config, tokenizer_dir="/nowhere"))
+    answer = loaded.load("preprocessing", changed(config, tokenizer_dir="/nowhere"))
     assert answer.status == 400
     assert "tokenizer_dir '/nowhere'" in answer.error

@@ -132,7 +132,7 @@ def test_half_precision_logits(limited, executor):
 
 
 def test_accumulated_text(limited, greedy_text):
-    """Each response of the scripted chain holds all text so far."""
+    """Each response of tensorrt_llm_bls holds all text so far."""
     texts = [event["text_output"] for event in limited.events("tensorrt_llm_bls", max_tokens=12)]
     assert len(texts) == 12
     assert texts[-1] == greedy_text(PROMPT, 12)

@@ -77,6 +77,17 @@ def test_a_round_computes_only_what_is_new(drafting):
     assert again.outputs["kv_cache_reused_blocks"].item() >= context // 32
 
 
+def test_both_models_show_the_rounds(drafting):
+    """Neither is asked by a request of its own that would make its numbers be read again."""
+    drafting.settle()
+    before = {model: drafting.sample("iteration_counter", model=model) for model in ("tensorrt_llm", DRAFT)}
+    (response,) = answered(drafting, return_perf_metrics=True, ignore_eos=True)
+    rounds = 40 - response.outputs["total_accepted_draft_tokens"].item()
+    drafted = response.outputs["total_draft_tokens"].item()
+    drafting.shows(before["tensorrt_llm"] + rounds, "iteration_counter")
+    drafting.shows(before[DRAFT] + drafted, "iteration_counter", model=DRAFT)
+
+
 def test_streamed_rounds(drafting, greedy_text):
     responses = answered(drafting, stream=True, return_log_probs=True)
     assert "".join(response.text for response in responses) == greedy_text(PROMPT, 40)

@@ -1,6 +1,5 @@
 """The text model in the server: its tokenizer processes, the executor that it shares, and its configuration."""
 
-import json
 import os
 import signal
 import threading
@@ -13,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders
 
-from served import PATIENCE_S, PROMPT, becomes
+from served import PATIENCE_S, PROMPT, becomes, changed
 
 TEXT = "inflight_text"
 
@@ -80,17 +79,9 @@ def managed(start):
         yield served
 
 
-def load(managed, model, config=None):
-    body = {} if config is None else {"parameters": {"config": json.dumps(config)}}
-    return managed.post(f"/v2/repository/models/{model}/load", body)
-
-
 def unload(managed, model):
-    assert managed.post(f"/v2/repository/models/{model}/unload", {}).status == 200
-    while any(
-        it["name"] == model and it.get("state") for it in managed.post("/v2/repository/index", {"ready": True}).json
-    ):
-        time.sleep(0.01)
+    assert managed.unload(model).status == 200
+    becomes(True, lambda: managed.is_gone(model))
 
 
 def ask(managed, expected):
@@ -99,7 +90,7 @@ def ask(managed, expected):
 
 def test_serves_alone_and_again(managed, greedy_text):
     for _ in range(3):
-        assert load(managed, TEXT).status == 200
+        assert managed.load(TEXT).status == 200
         ask(managed, greedy_text(PROMPT))
         unload(managed, TEXT)
     becomes([], lambda: workers(managed))
@@ -108,8 +99,8 @@ def test_serves_alone_and_again(managed, greedy_text):
 @pytest.mark.parametrize("first", ["tensorrt_llm", TEXT])
 def test_unloading_either_leaves_the_other(managed, greedy, greedy_text, first):
     second = {"tensorrt_llm": TEXT, TEXT: "tensorrt_llm"}[first]
-    assert load(managed, first).status == 200
-    assert load(managed, second).status == 200
+    assert managed.load(first).status == 200
+    assert managed.load(second).status == 200
     assert f"{second} shares the executor of {first}" in managed.server.log.read_text()
     ask(managed, greedy_text(PROMPT))
     unload(managed, first)
@@ -121,27 +112,22 @@ def test_unloading_either_leaves_the_other(managed, greedy, greedy_text, first):
     unload(managed, second)
 
 
-def changed(config, **parameters):
-    values = {name: {"string_value": value} for name, value in parameters.items()}
-    return {**config, "parameters": {**config["parameters"], **values}}
-
-
 @pytest.fixture
 def config(managed):
     """Of the loaded text model, as the server gives it."""
-    assert load(managed, TEXT).status == 200
+    assert managed.load(TEXT).status == 200
     yield managed.get(f"/v2/models/{TEXT}/config").json
     unload(managed, TEXT)
 
 
 def test_tokenizer_folder_that_is_none(managed, config, greedy_text, tmp_path):
     for folder in ("/nowhere", str(tmp_path)):
-        refused = load(managed, TEXT, changed(config, tokenizer_dir=folder))
+        refused = managed.load(TEXT, changed(config, tokenizer_dir=folder))
         assert refused.status == 400
         assert f"no tokenizer.json in {folder}: a fast tokenizer is wanted there" in refused.error
-    refused = load(managed, TEXT, changed(config, tokenizer_python="/nowhere/python"))
+    refused = managed.load(TEXT, changed(config, tokenizer_python="/nowhere/python"))
     assert "the tokenizer process cannot be started: /nowhere/python" in refused.error
-    refused = load(managed, TEXT, changed(config, tokenizer_dir="${tokenizer_dir}"))
+    refused = managed.load(TEXT, changed(config, tokenizer_dir="${tokenizer_dir}"))
     assert "parameter tokenizer_dir is not filled in" in refused.error
     ask(managed, greedy_text(PROMPT))
 
@@ -149,10 +135,10 @@ def test_tokenizer_folder_that_is_none(managed, config, greedy_text, tmp_path):
 def test_special_tokens(managed, config, greedy, tokenizer, python_7m, tmp_path):
     """A prompt with an end token spelt out, and an output that shows it."""
     shown = changed(config, skip_special_tokens="no")
-    assert load(managed, TEXT, shown).status == 200
+    assert managed.load(TEXT, shown).status == 200
     bias = {"embedding_bias_words": ["<|endoftext|>"], "embedding_bias_weights": [100.0]}
     assert managed.text(TEXT, max_tokens=3, end_id=-1, **bias) == "<|endoftext|>" * 3
-    assert load(managed, TEXT, config).status == 200
+    assert managed.load(TEXT, config).status == 200
     assert managed.text(TEXT, max_tokens=3, end_id=-1, **bias) == ""
 
 
@@ -161,7 +147,7 @@ def test_decoder_without_a_table(managed, config, python_7m, greedy, tokenizer, 
     backend = Library.from_file(str(python_7m / "tokenizer.json"))
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("e", "E"), decoders.CTC("a", "b")])
     backend.save(str(tmp_path / "tokenizer.json"))
-    assert load(managed, TEXT, changed(config, tokenizer_dir=str(tmp_path))).status == 200
+    assert managed.load(TEXT, changed(config, tokenizer_dir=str(tmp_path))).status == 200
     assert "is decoded by its own library" in managed.server.log.read_text()
     ids = greedy(tokenizer.encode(PROMPT, True), 20)
     expected = backend.decode(ids)
