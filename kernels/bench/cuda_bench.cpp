@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/bench/cuda_data.h"
+#include "kernels/bench/cuda_power_meter.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/ops.h"
 
@@ -19,9 +20,10 @@ namespace {
 
 using cuda::check_cuda;
 
-constexpr double kGraphUs = 1000;    // a replay is at least about as long, so that its own launch does not count
-constexpr double kCaseUs = 60'000;   // of all replays of a case
-constexpr int kMaxGraphRuns = 2000;  // kernels of one graph, about
+constexpr double kGraphUs = 1000;     // a replay is at least about as long, so that its own launch does not count
+constexpr double kCaseUs = 60'000;    // of all replays of a case
+constexpr int kMaxGraphRuns = 2000;   // kernels of one graph, about
+constexpr double kQueuedUs = 10'000;  // of the replays that wait at a time while a case is sustained
 constexpr int kMinReplays = 5, kMaxReplays = 41;
 
 class Event {
@@ -72,14 +74,36 @@ class Graph {
   }
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
+  void replay() { check_cuda(cudaGraphLaunch(executable_, stream_), "a graph's replay"); }
   double replay_us() {
-    return time_once(stream_, [&] { check_cuda(cudaGraphLaunch(executable_, stream_), "a graph's replay"); });
+    return time_once(stream_, [&] { replay(); });
   }
 
  private:
   cudaStream_t stream_;
   cudaGraph_t graph_ = nullptr;
   cudaGraphExec_t executable_ = nullptr;
+};
+
+/// As many rounds of the runs in a graph as make its own launch not count.
+struct Replays {
+  Replays(cudaStream_t stream, const std::function<void(int)>& run, int rotations)
+      : runs(rotations * rounds_of(stream, run, rotations)), graph(stream, [&] {
+          for (int i = 0; i < runs; ++i) run(i % rotations);
+        }) {}
+
+  int runs;
+  Graph graph;
+
+ private:
+  static int rounds_of(cudaStream_t stream, const std::function<void(int)>& run, int rotations) {
+    const auto once_each = [&] {
+      for (int i = 0; i < rotations; ++i) run(i);
+    };
+    once_each();  // whatever is made, loaded or timed at the first use
+    const double round_us = std::max(1.0, time_once(stream, once_each));
+    return std::clamp(static_cast<int>(kGraphUs / round_us), 1, std::max(1, kMaxGraphRuns / rotations));
+  }
 };
 
 double median(std::vector<double> values) {
@@ -120,31 +144,50 @@ Bench::Bench(cuda::CudaContext& context) : context_(context) {
 }
 
 double Bench::time_us(const std::function<void(int)>& run, int rotations) {
-  const auto once_each = [&] {
-    for (int i = 0; i < rotations; ++i) run(i);
-  };
-  once_each();  // whatever is made, loaded or timed at the first use
-  const double round_us = std::max(1.0, time_once(context_.stream(), once_each));
-  const int rounds = std::clamp(static_cast<int>(kGraphUs / round_us), 1, std::max(1, kMaxGraphRuns / rotations));
-  Graph graph(context_.stream(), [&] {
-    for (int round = 0; round < rounds; ++round) once_each();
-  });
-  graph.replay_us();
-  const double replay_us = graph.replay_us();
-  const int replays = std::clamp(static_cast<int>(kCaseUs / replay_us), kMinReplays, kMaxReplays);
-  std::vector<double> times(replays);
-  for (double& time : times) time = graph.replay_us();
-  return median(times) / (rounds * rotations);
+  Replays replays(context_.stream(), run, rotations);
+  replays.graph.replay_us();
+  const double replay_us = replays.graph.replay_us();
+  std::vector<double> times(std::clamp(static_cast<int>(kCaseUs / replay_us), kMinReplays, kMaxReplays));
+  for (double& time : times) time = replays.graph.replay_us();
+  return median(times) / replays.runs;
 }
 
 void Bench::measure(const Case& what, const std::function<void(int)>& run, int rotations) {
-  const double us = time_us(run, rotations);
+  print(what, time_us(run, rotations), "");
+}
+
+void Bench::measure_sustained(const Case& what, const std::function<void(int)>& run, int rotations, double seconds) {
+  Replays replays(context_.stream(), run, rotations);
+  const int at_once = std::max(1, static_cast<int>(kQueuedUs / replays.graph.replay_us()));
+  PowerMeter& meter = context_.state<PowerMeter>();
+  const auto queue = [&](int count) {
+    for (int i = 0; i < count; ++i) replays.graph.replay();
+  };
+  const auto run_for = [&](double wanted) {
+    double us = 0;
+    int64_t count = 0;
+    for (; us < wanted * 1e6; count += at_once) us += time_once(context_.stream(), [&] { queue(at_once); });
+    return us / static_cast<double>(count) / replays.runs;
+  };
+  const int while_read = at_once * static_cast<int>(1e6 * PowerMeter::kMostSecondsOfReading / kQueuedUs);
+  run_for(seconds);
+  queue(while_read);
+  meter.start();
+  const double us = run_for(seconds);
+  queue(while_read);
+  const PowerMeter::Reading reading = meter.read();
+  print(what, us,
+        concat(", \"watts\": ", reading.watts, ", \"sm_mhz\": ", reading.sm_mhz,
+               ", \"joules\": ", reading.watts * us * 1e-6));
+}
+
+void Bench::print(const Case& what, double us, const std::string& more) const {
   const double read_us = what.bytes / read_bandwidth_ * 1e6, matrix_us = what.flops / matrix_rate_ * 1e6;
   std::printf(
       "{\"op\": \"%s\", \"shape\": \"%s\", \"us\": %.3f, \"TBps\": %.3f, \"TFLOPs\": %.1f, \"share_of_limit\": %.3f, "
-      "\"limit\": \"%s\"}\n",
+      "\"limit\": \"%s\"%s}\n",
       what.op.c_str(), what.shape.c_str(), us, what.bytes / us / 1e6, what.flops / us / 1e6,
-      std::max(read_us, matrix_us) / us, read_us >= matrix_us ? "read bandwidth" : "matrix rate");
+      std::max(read_us, matrix_us) / us, read_us >= matrix_us ? "read bandwidth" : "matrix rate", more.c_str());
   std::fflush(stdout);
 }
 

@@ -30,11 +30,18 @@ class Bench {
   /// Times and prints a line of JSON: op, shape, us, TB/s, TFLOP/s, share_of_limit and which limit binds.
   void measure(const Case& what, const std::function<void(int)>& run, int rotations);
 
+  /// Runs for about `seconds` without a pause, after as long again to get there, and prints the line of `measure` with
+  /// the watts, the clock (MHz at the end) and the joules of a run. What fills the GPU for longer than a moment runs
+  /// into its power limit: there, the joules are its time. Needs NVML, the driver's library.
+  void measure_sustained(const Case& what, const std::function<void(int)>& run, int rotations, double seconds);
+
   /// Measured in this run: bytes per second of a large read, operations per second of a large bf16 matrix product.
   double read_bandwidth() const { return read_bandwidth_; }
   double matrix_rate() const { return matrix_rate_; }
 
  private:
+  void print(const Case& what, double us, const std::string& more) const;
+
   cuda::CudaContext& context_;
   double read_bandwidth_ = 0;
   double matrix_rate_ = 0;

@@ -15,6 +15,7 @@ namespace inflight::bench {
 namespace {
 
 constexpr int64_t kBlockSize = 64;
+constexpr double kSustainedSeconds = 0.5;
 
 struct Heads {
   int64_t query, kv, size;
@@ -90,7 +91,8 @@ class GenerationStep {
   std::unique_ptr<Buffer> q_, out_;
 };
 
-void bench_workload(Bench& bench, const Workload& work) {
+/// `seconds`: sustained for so long; 0: only timed.
+void bench_workload(Bench& bench, const Workload& work, double seconds = 0) {
   const double tokens = std::accumulate(work.lengths.begin(), work.lengths.end(), 0.0);
   const auto sequences = static_cast<double>(work.lengths.size());
   const double cache_bytes = tokens * work.heads.kv * work.heads.size * 2 * 2;
@@ -101,9 +103,12 @@ void bench_workload(Bench& bench, const Workload& work) {
   const std::string shape =
       concat(work.name, ", heads ", work.heads.query, "/", work.heads.kv, ", D ", work.heads.size);
   step.plan(bench.context());  // serves all layers of a step
-  bench.measure(
-      {"generation_attention", shape, cache_bytes + row_bytes, flops}, [&](int i) { step.run(i, bench.context()); },
-      rotations);
+  const Case what{"generation_attention", shape, cache_bytes + row_bytes, flops};
+  const auto run = [&](int i) { step.run(i, bench.context()); };
+  if (seconds > 0)
+    bench.measure_sustained(what, run, rotations, seconds);
+  else
+    bench.measure(what, run, rotations);
 }
 
 void bench_plan(Bench& bench) {
@@ -121,11 +126,13 @@ void bench_plan(Bench& bench) {
   }
 }
 
+constexpr Heads kLlama8b = {32, 8, 128}, kLlama1b = {32, 8, 64};
+
+Workload equal(int count, int32_t length, Heads heads) {
+  return {concat("S ", count, ", context ", length), std::vector<int32_t>(count, length), heads};
+}
+
 void bench_generation_attention(Bench& bench) {
-  constexpr Heads kLlama8b = {32, 8, 128}, kLlama1b = {32, 8, 64};
-  const auto equal = [](int count, int32_t length, Heads heads) {
-    return Workload{concat("S ", count, ", context ", length), std::vector<int32_t>(count, length), heads};
-  };
   const auto work = [&] {
     std::vector<Workload> all;
     for (const int32_t length : {1024, 2048, 4096, 8192}) all.push_back(equal(64, length, kLlama8b));
@@ -147,7 +154,20 @@ void bench_generation_attention(Bench& bench) {
   bench_plan(bench);
 }
 
+/// The lengths of throughput runs, after a plain read of as many bytes: what the attention's work adds to its power.
+void bench_sustained(Bench& bench) {
+  {
+    const Buffer source = random_buffer({int64_t{1} << 30});
+    const Buffer sums(DType::kUInt8, {bytes_of_sums(source)});
+    bench.measure_sustained(
+        {"read", "2 GiB", static_cast<double>(source.view.bytes())},
+        [&](int) { read_all(source, sums, bench.context()); }, 1, kSustainedSeconds);
+  }
+  for (const int32_t length : {192, 1500}) bench_workload(bench, equal(512, length, kLlama8b), kSustainedSeconds);
+}
+
 const Registered kCases("generation_attention", bench_generation_attention);
+const Registered kSustained("generation_attention_sustained", bench_sustained);
 
 }  // namespace
 }  // namespace inflight::bench

@@ -36,6 +36,9 @@ constexpr Product kProducts[] = {
 };
 constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
 constexpr int kEveryTileRows[] = {512, 1024, 2048, 8192};
+constexpr int kSustainedRows[] = {512, 8192};
+constexpr int kSustainedOfLibrary = 3;
+constexpr double kSustainedSeconds = 0.4;
 constexpr int kMostLogits = 512;  // rows of the lm_head: one a sequence
 
 constexpr int64_t kWeightPool = int64_t{512} << 20;  // past the L2 cache many times
@@ -78,22 +81,26 @@ Buffers make_buffers(const std::vector<LinearKey>& keys, cuda::CudaContext& cont
   return buffers;
 }
 
-void measure(Bench& bench, const LinearKey& key, const char* name, const LinearChoice& choice, const Buffers& buffers) {
+/// `seconds`: sustained for so long; 0: only timed.
+void measure(Bench& bench, const LinearKey& key, const char* name, const LinearChoice& choice, const Buffers& buffers,
+             double seconds = 0) {
   cuda::LinearEngine& engine = bench.context().state<cuda::LinearEngine>();
   const int64_t bytes = weight_bytes(key);
   const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(buffers.weights.bytes()) / bytes);
   const std::string way = choice.kind == LinearChoice::Kind::kCublasLt ? "cublaslt" : cuda::text_of(choice);
   const std::string shape = concat(name, ", M ", key.m, ", N ", key.n * (key.gated ? 2 : 1), ", K ", key.k, ", ", way);
   const double flops = static_cast<double>(weight_bytes(key)) * static_cast<double>(key.m);
-  bench.measure(
-      {key.gated ? "linear_gated" : "linear", shape, moved_bytes(key), flops},
-      [&](int i) {
-        engine.run(key,
-                   {buffers.x.data(), buffers.weights.data() + i % copies * bytes, nullptr, buffers.scratch.data(),
-                    buffers.out.data()},
-                   choice);
-      },
-      static_cast<int>(copies));
+  const Case what{key.gated ? "linear_gated" : "linear", shape, moved_bytes(key), flops};
+  const auto run = [&](int i) {
+    engine.run(key,
+               {buffers.x.data(), buffers.weights.data() + i % copies * bytes, nullptr, buffers.scratch.data(),
+                buffers.out.data()},
+               choice);
+  };
+  if (seconds > 0)
+    bench.measure_sustained(what, run, static_cast<int>(copies), seconds);
+  else
+    bench.measure(what, run, static_cast<int>(copies));
 }
 
 void measure_best(Bench& bench, const LinearKey& key, const char* name, LinearChoice::Kind kind,
@@ -125,7 +132,27 @@ void bench_linear(Bench& bench) {
     }
 }
 
+/// Large products for long enough to meet the GPU's power limit, by every tiled kernel and the library's best few.
+void bench_sustained(Bench& bench) {
+  cuda::CudaContext& context = bench.context();
+  std::vector<LinearKey> keys;
+  for (const int rows : kSustainedRows)
+    for (const Product& product : kProducts)
+      if (product.every_tile) keys.push_back({rows, product.n, product.k, false, false, product.gated});
+  const Buffers buffers = make_buffers(keys, context);
+  cuda::GemmTuner tuner(context.state<cuda::LinearEngine>(), keys, context);
+  for (const LinearKey& key : keys) {
+    const auto* product = std::find_if(std::begin(kProducts), std::end(kProducts),
+                                       [&](const Product& p) { return p.n == key.n && p.k == key.k; });
+    int of_library = 0;
+    for (const auto& timed : tuner.time(key))
+      if (timed.choice.kind == LinearChoice::Kind::kTiled || of_library++ < kSustainedOfLibrary)
+        measure(bench, key, product->name, timed.choice, buffers, kSustainedSeconds);
+  }
+}
+
 const Registered kCases("linear", bench_linear);
+const Registered kSustained("linear_sustained", bench_sustained);
 
 }  // namespace
 }  // namespace inflight::bench
