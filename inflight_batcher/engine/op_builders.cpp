@@ -195,6 +195,9 @@ struct LocalHeads {
   int64_t query = 0;
   int64_t kv = 0;
   int64_t head_size = 0;
+
+  int64_t q_width() const { return query * head_size; }
+  int64_t qkv_width() const { return (query + 2 * kv) * head_size; }
 };
 
 LocalHeads local_heads(OpBinding& op) {
@@ -214,14 +217,15 @@ LocalHeads local_heads(OpBinding& op) {
   return {heads / tp, last - first, layer.head_size};
 }
 
-Run bind_rope_kv_write(OpBinding& op) {
-  const auto kernel = require_kernel(op, op.table().rope_kv_write);
-  const LocalHeads heads = local_heads(op);
-  const int qkv = op.input("qkv");
-  require(op,
-          op.slot(qkv).rows == Rows::kTokens && op.slot(qkv).width == (heads.query + 2 * heads.kv) * heads.head_size,
-          concat("qkv has width ", op.slot(qkv).width, ", wanted ", (heads.query + 2 * heads.kv) * heads.head_size));
-  const int layer = op.kv_layer();
+int heads_input(OpBinding& op, const std::string& name, int64_t width) {
+  const int slot = op.input(name);
+  require(op, op.slot(slot).rows == Rows::kTokens && op.slot(slot).width == width,
+          concat(name, " has width ", op.slot(slot).width, ", wanted ", width));
+  return slot;
+}
+
+// The attributes of rope_kv_write; the tensors are a step's own.
+RopeKvWriteArgs bind_rotation(OpBinding& op, const LocalHeads& heads) {
   RopeKvWriteArgs args;
   args.inverse_frequencies = op.constant("inverse_frequencies");
   args.rope_scale = static_cast<float>(op.number("rope_scale"));
@@ -229,7 +233,30 @@ Run bind_rope_kv_write(OpBinding& op) {
   require(
       op, !args.inverse_frequencies || args.inverse_frequencies.shape[0] * 2 <= heads.head_size,
       concat(args.inverse_frequencies.elements(), " frequencies are more than half of head size ", heads.head_size));
-  const int q = op.output("q", Rows::kTokens, heads.query * heads.head_size);
+  return args;
+}
+
+// The attributes of attention; the tensors are a step's own.
+AttentionArgs bind_scores(OpBinding& op, const LocalHeads& heads) {
+  AttentionArgs args;
+  args.scale = static_cast<float>(op.number("scale"));
+  args.window = op.integer("window");
+  require(op, args.window == op.kv_description().window,
+          concat("window is ", args.window, ", kv_cache has ", op.kv_description().window));
+  args.window = op.kv_description().window_in_force;
+  args.sinks = op.kv_description().sinks;
+  args.soft_cap = static_cast<float>(op.number("soft_cap"));
+  args.alibi_slopes = op.constant("alibi_slopes", heads.query * op.tp_rank(), heads.query);
+  return args;
+}
+
+Run bind_rope_kv_write(OpBinding& op) {
+  const auto kernel = require_kernel(op, op.table().rope_kv_write);
+  const LocalHeads heads = local_heads(op);
+  const int qkv = heads_input(op, "qkv", heads.qkv_width());
+  const int layer = op.kv_layer();
+  RopeKvWriteArgs args = bind_rotation(op, heads);
+  const int q = op.output("q", Rows::kTokens, heads.q_width());
   return [=](const RunContext& run) mutable {
     args.qkv = run.view(qkv);
     args.cache = (*run.kv_cache)[layer];
@@ -241,25 +268,34 @@ Run bind_rope_kv_write(OpBinding& op) {
 Run bind_attention(OpBinding& op) {
   const auto kernel = require_kernel(op, op.table().attention);
   const LocalHeads heads = local_heads(op);
-  const int q = op.input("q");
-  require(op, op.slot(q).rows == Rows::kTokens && op.slot(q).width == heads.query * heads.head_size,
-          concat("q has width ", op.slot(q).width, ", wanted ", heads.query * heads.head_size));
+  const int q = heads_input(op, "q", heads.q_width());
   const int layer = op.kv_layer();
-  AttentionArgs args;
-  args.scale = static_cast<float>(op.number("scale"));
-  args.window = op.integer("window");
-  require(op, args.window == op.kv_description().window,
-          concat("window is ", args.window, ", kv_cache has ", op.kv_description().window));
-  args.window = op.kv_description().window_in_force;
-  args.sinks = op.kv_description().sinks;
-  args.soft_cap = static_cast<float>(op.number("soft_cap"));
-  args.alibi_slopes = op.constant("alibi_slopes", heads.query * op.tp_rank(), heads.query);
-  const int out = op.output("out", Rows::kTokens, heads.query * heads.head_size);
+  AttentionArgs args = bind_scores(op, heads);
+  const int out = op.output("out", Rows::kTokens, heads.q_width());
   return [=](const RunContext& run) mutable {
     args.q = run.view(q);
     args.cache = (*run.kv_cache)[layer];
     args.out = run.view(out);
     kernel(args, *run.batch, *run.device);
+  };
+}
+
+// rope_kv_write and the attention behind it, on a device that has one kernel for both (see plan_passes.h).
+Run bind_rope_attention(OpBinding& op) {
+  const auto kernel = require_kernel(op, op.table().rope_attention);
+  const LocalHeads heads = local_heads(op);
+  const int qkv = heads_input(op, "qkv", heads.qkv_width());
+  const int layer = op.kv_layer();
+  RopeKvWriteArgs rope = bind_rotation(op, heads);
+  AttentionArgs attention = bind_scores(op, heads);
+  const int q = op.scratch(Rows::kTokens, heads.q_width());
+  const int out = op.output("out", Rows::kTokens, heads.q_width());
+  return [=](const RunContext& run) mutable {
+    rope.qkv = run.view(qkv);
+    rope.cache = attention.cache = (*run.kv_cache)[layer];
+    rope.q = attention.q = run.view(q);
+    attention.out = run.view(out);
+    kernel(rope, attention, *run.batch, *run.device);
   };
 }
 
@@ -298,6 +334,7 @@ std::map<std::string, OpBuilder>& registry() {
                                                       {"linear_add", bind_linear_add},
                                                       {"linear_gated", bind_linear_gated},
                                                       {"rms_norm", bind_rms_norm},
+                                                      {"rope_attention", bind_rope_attention},
                                                       {"rope_kv_write", bind_rope_kv_write}};
   return builders;
 }

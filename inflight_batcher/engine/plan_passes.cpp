@@ -1,6 +1,7 @@
 #include "inflight_batcher/engine/plan_passes.h"
 
 #include <algorithm>
+#include <optional>
 
 namespace inflight {
 
@@ -37,6 +38,33 @@ bool is_gated_pair(const PlanOp& linear, const PlanOp& gated) {
 const std::string* find_tensor(const std::map<std::string, std::string>& operands, const std::string& name) {
   const auto found = operands.find(name);
   return found == operands.end() ? nullptr : &found->second;
+}
+
+// The attributes of both, or nothing where they give one of them two values.
+template <typename Value>
+std::optional<std::map<std::string, Value>> merged(const std::map<std::string, Value>& a,
+                                                   const std::map<std::string, Value>& b) {
+  std::map<std::string, Value> both = a;
+  for (const auto& [name, value] : b)
+    if (both.emplace(name, value).first->second != value) return std::nullopt;
+  return both;
+}
+
+bool has_only(const std::map<std::string, std::string>& operands, const std::string& name) {
+  return operands.size() == 1 && operands.contains(name);
+}
+
+// The op that does both, or nothing where they are no such pair.
+std::optional<PlanOp> rope_attention_of(const PlanOp& rope, const PlanOp& attention) {
+  if (rope.op != "rope_kv_write" || attention.op != "attention") return {};
+  const bool plain = has_only(rope.inputs, "qkv") && has_only(rope.outputs, "q") && has_only(attention.inputs, "q") &&
+                     has_only(attention.outputs, "out") && rope.weights.empty() && attention.weights.empty();
+  if (!plain || rope.outputs != attention.inputs) return {};
+  const auto numbers = merged(rope.numbers, attention.numbers);
+  const auto words = merged(rope.words, attention.words);
+  const auto sequences = merged(rope.sequences, attention.sequences);
+  if (!numbers || !words || !sequences) return {};
+  return PlanOp{"rope_attention", rope.inputs, {}, attention.outputs, *numbers, *words, *sequences};
 }
 
 /// A linear, maybe an all_reduce, and the norm that adds their result to a residual.
@@ -122,6 +150,22 @@ std::vector<PlanOp> fuse_residual_adds(const Plan& plan, const std::vector<PlanO
     fused.push_back(std::move(add));
     fused.push_back(std::move(norm));
     i += found.between.size();
+  }
+  return fused;
+}
+
+std::vector<PlanOp> fuse_rope_attention(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block) {
+  const std::set<std::string> outside = names_read_outside(plan, block);
+  std::vector<PlanOp> fused;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    std::optional<PlanOp> both = i + 1 < ops.size() ? rope_attention_of(ops[i], ops[i + 1]) : std::nullopt;
+    const std::string q = both ? ops[i].outputs.at("q") : "";
+    if (!both || outside.contains(q) || count_readers(ops, q) != 1) {
+      fused.push_back(ops[i]);
+      continue;
+    }
+    fused.push_back(std::move(*both));
+    ++i;
   }
   return fused;
 }

@@ -21,4 +21,8 @@ std::vector<PlanOp> fuse_gated_linears(const Plan& plan, const std::vector<PlanO
 /// `linear_add`, and the norm one of the residual alone.
 std::vector<PlanOp> fuse_residual_adds(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block);
 
+/// Each `rope_kv_write` and the `attention` right behind it made one `rope_attention` with the attributes of both,
+/// where nobody else reads q and the two agree on what they both say (their layer and its heads).
+std::vector<PlanOp> fuse_rope_attention(const Plan& plan, const std::vector<PlanOp>& ops, const std::string& block);
+
 }  // namespace inflight

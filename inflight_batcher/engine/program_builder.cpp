@@ -42,6 +42,7 @@ class Builder {
   void add_ops(const std::vector<PlanOp>& ops, const std::string& block, int first_layer) {
     std::vector<PlanOp> fused = state_.table.linear_gated ? fuse_gated_linears(plan_, ops, block) : ops;
     if (state_.table.linear_add && state_.tp_size() == 1) fused = fuse_residual_adds(plan_, fused, block);
+    if (state_.table.rope_attention) fused = fuse_rope_attention(plan_, fused, block);
     for (const PlanOp& op : fused) {
       const std::string target = op.outputs.empty() ? "" : " -> " + op.outputs.begin()->second;
       std::string label = block + ", op '" + op.op + "'" + target;

@@ -19,6 +19,7 @@ const OpTable& op_table() {
       .add = add,
       .rope_kv_write = rope_kv_write,
       .attention = attention,
+      .rope_attention = rope_attention,
       .copy_kv_blocks = copy_kv_blocks,
   };
   return kTable;

@@ -18,6 +18,8 @@ void gated_activation(const GatedActivationArgs& args, DeviceContext& device);
 void add(const AddArgs& args, DeviceContext& device);
 void rope_kv_write(const RopeKvWriteArgs& args, const BatchView& batch, DeviceContext& device);
 void attention(const AttentionArgs& args, const BatchView& batch, DeviceContext& device);
+void rope_attention(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,
+                    DeviceContext& device);
 void copy_kv_blocks(std::span<const KvCacheView> layers, std::span<const KvCacheView> host_layers,
                     std::span<const KvBlockCopy> copies, DeviceContext& device);
 

@@ -64,6 +64,9 @@ class PagedBatch {
   Tensor& keys() { return keys_; }
   Tensor& values() { return values_; }
   Tensor& block_tables() { return block_tables_; }
+  const Tensor& keys() const { return keys_; }
+  const Tensor& values() const { return values_; }
+  const Tensor& block_tables() const { return block_tables_; }
 
  private:
   static int table_width(const std::vector<Chunk>& chunks, int block_size) {

@@ -7,7 +7,7 @@
 namespace inflight {
 
 /// Rotates queries and keys by position (Su et al. 2021, "RoFormer"), writes the new keys and values into the paged
-/// cache (converted to its dtype) and leaves the rotated queries in q.
+/// cache (converted to its dtype) and leaves the rotated queries in q (rope_attention: may leave anything there).
 /// R = 2 · |inverse_frequencies| leading elements of each head are rotated, the rest pass through; no frequencies: no
 /// rotation. Element pairs are (i, i + R/2), or (2i, 2i + 1) when `interleaved`.
 struct RopeKvWriteArgs {
