@@ -78,7 +78,7 @@ void CudaRankRunner::run_body(const BatchView& batch) {
 
 // One token a sequence, all of them sampled: what graphs hold.
 void CudaRankRunner::run_generation(int size) {
-  const BatchView batch = io_.view(size, size, size);
+  const BatchView batch = io_.generation_view(size);
   run_body(batch);
   run_ops(program_.epilogue, batch);
   io_.sample(view(program_.logits, batch), 0, size, false);
@@ -156,7 +156,7 @@ void CudaRankRunner::start(Step& step) {
   const PackedStep packed = io_.send(step, size);
   if (size > 0) {
     graphs_.launch(size, context_.stream());
-    io_.rank_candidates(view(program_.logits, io_.view(size, size, size)), 0, packed);
+    io_.rank_candidates(view(program_.logits, io_.generation_view(size)), 0, packed);
     io_.publish_candidates(packed.num_candidates);
   } else {
     run_step(step, packed);

@@ -181,6 +181,12 @@ BatchView CudaStepIo::view(int num_tokens, int num_sequences, int num_rows) cons
   return batch;
 }
 
+BatchView CudaStepIo::generation_view(int num_sequences) const {
+  BatchView batch = view(num_sequences, num_sequences, num_sequences);
+  batch.logits_rows_are_all_tokens = true;
+  return batch;
+}
+
 BatchView CudaStepIo::view(const PackedStep& packed, const Step& step) const {
   BatchView batch = view(packed.num_tokens, packed.num_sequences, packed.logits_rows.count);
   batch.max_query_length = step.max_query_length;

@@ -21,8 +21,8 @@ class CudaStepIo {
   /// Packs, sends and unpacks the step for the kernels that follow. `padded`: see CudaStepPacker.
   PackedStep send(const Step& step, int padded);
 
-  /// The arrays as a batch of so many; graphs are captured for `num_sequences` = `num_tokens`, all generating.
-  BatchView view(int num_tokens, int num_sequences, int num_rows) const;
+  /// The arrays as a batch of so many generating sequences, each with its row of logits: what graphs are captured for.
+  BatchView generation_view(int num_sequences) const;
   BatchView view(const PackedStep& packed, const Step& step) const;
 
   /// Turns the first `rows` rows of `logits` into the tokens of the step's sampled rows from `first` on.
@@ -59,6 +59,7 @@ class CudaStepIo {
     CudaEvent sent, done;
   };
 
+  BatchView view(int num_tokens, int num_sequences, int num_rows) const;
   void allocate_arrays();
   void place_results();
   void fill_histories(const Step& step);

@@ -96,6 +96,13 @@ int OpBinding::output(const std::string& name, Rows rows, int64_t width, std::op
   return slot;
 }
 
+int OpBinding::output_gathered(const std::string& name, int source) {
+  const Slot from = slot(source);
+  const int slot = output(name, Rows::kLogits, from.width, from.dtype);
+  state_.program.slots[slot].source = source;
+  return slot;
+}
+
 int OpBinding::output_in_place(const std::string& name, const std::string& input_name) {
   const int slot = input(input_name);
   const auto operand = op_.outputs.find(name);
@@ -108,6 +115,7 @@ int OpBinding::output_in_place(const std::string& name, const std::string& input
   if (state_.first_logits_op >= 0 && this->slot(slot).rows == Rows::kTokens)
     fail(ErrorCode::kUnsupported,
          concat("it overwrites tensor '", op_.inputs.at(input_name), "' in place behind an op on logits rows"));
+  state_.program.slots[slot].source = -1;  // what is overwritten is a copy of its own
   state_.overwritten[op_.inputs.at(input_name)] = label_;
   state_.scope[operand->second] = slot;
   return slot;

@@ -57,6 +57,9 @@ class OpBinding {
 
   /// Without a dtype: that of the activations, but float32 for the logits.
   int output(const std::string& name, Rows rows, int64_t width, std::optional<DType> dtype = std::nullopt);
+  /// Rows of `source` [tokens, width] by logits_rows. See Slot::source: the op need not run where view() gives both the
+  /// same memory.
+  int output_gathered(const std::string& name, int source);
   /// Memory that only this op uses, while it runs.
   int scratch(Rows rows, int64_t width);
   /// The output lives in the memory of input `input`, which is gone afterwards.

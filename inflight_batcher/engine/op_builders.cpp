@@ -58,8 +58,11 @@ Run bind_gather_rows(OpBinding& op) {
   const int x = op.input("x");
   require(op, op.graph_input("rows") == GraphInput::kLogitsRows, "rows must be logits_rows");
   require(op, op.slot(x).rows == Rows::kTokens, "x has been gathered already");
-  const int out = op.output("out", Rows::kLogits, op.slot(x).width, op.slot(x).dtype);
-  return [=](const RunContext& run) { kernel({run.view(x), run.batch->logits_rows, run.view(out)}, *run.device); };
+  const int out = op.output_gathered("out", x);
+  return [=](const RunContext& run) {
+    const TensorView from = run.view(x), to = run.view(out);
+    if (to.data != from.data) kernel({from, run.batch->logits_rows, to}, *run.device);
+  };
 }
 
 Run bind_linear(OpBinding& op) {

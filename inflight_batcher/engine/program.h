@@ -23,6 +23,7 @@ struct Slot {
   size_t offset = 0;
   int first_use = -1;  // op indices between which the slot's memory is its own
   int last_use = -1;
+  int source = -1;  // of gathered rows: where they come from, and stay where a batch's logits rows are all its tokens
 };
 
 /// What an operation sees while it runs: the step, and where activations lie.
@@ -39,8 +40,11 @@ struct RunContext {
   TensorView view(int slot) const {
     const Slot& s = (*slots)[slot];
     const int64_t rows = s.rows == Rows::kTokens ? batch->num_tokens() : batch->logits_rows.shape[0];
-    return TensorView(arena + s.offset, s.dtype, {rows, s.width});
+    const size_t offset = is_its_source(s) ? (*slots)[s.source].offset : s.offset;
+    return TensorView(arena + offset, s.dtype, {rows, s.width});
   }
+  /// Whether the slot's rows lie where they were gathered from: nothing need be copied.
+  bool is_its_source(const Slot& slot) const { return slot.source >= 0 && batch->logits_rows_are_all_tokens; }
   int64_t rows_in_memory(int slot) const { return (*slots)[slot].rows == Rows::kTokens ? max_tokens : max_logits_rows; }
 };
 

@@ -24,6 +24,7 @@ struct BatchView {
   int max_context_length = 0;
   int num_generation =
       0;  // leading sequences with exactly one new token; a device may have a kernel of its own for them
+  bool logits_rows_are_all_tokens = false;  // that L = T and logits_rows[i] = i is known; no promise where false
 
   int64_t num_tokens() const { return token_ids.shape[0]; }
   int64_t num_sequences() const { return context_lengths.shape[0]; }
