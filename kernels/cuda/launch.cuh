@@ -18,12 +18,18 @@ __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.
 /// Both, in the order that measures best for a kernel with little to do before the wait. Few blocks let the next kernel
 /// start (and prefetch) at once; many would lose their places on the GPU to blocks of later kernels that only wait, so
 /// that they let the next start once their own wait is over.
-__device__ __forceinline__ void wait_and_let_next_start() {
+/// `read_ahead` is run meanwhile: it may read what never changes, and guess from what a kernel may be about to write.
+template <typename ReadAhead>
+__device__ __forceinline__ void wait_and_let_next_start(const ReadAhead& read_ahead) {
   constexpr unsigned kFewBlocks = 16;
   const bool early = gridDim.x * gridDim.y <= kFewBlocks;
   if (early) let_next_start();
+  read_ahead();
   wait_for_previous();
   if (!early) let_next_start();
+}
+__device__ __forceinline__ void wait_and_let_next_start() {
+  wait_and_let_next_start([] {});
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -26,6 +26,35 @@ TEST_F(EmbeddingGpu, CopiesTheRowsOfTheTable) {
     }
 }
 
+// Rows are fetched while the kernel before still runs. Here that one writes the ids, so what was fetched is wrong.
+TEST_F(EmbeddingGpu, FetchesAnewWhereTheKernelBeforeChangesTheIds) {
+  constexpr int kVocabulary = 50, kSteps = 16;
+  Random random;
+  for (const int size : {1, 2048, 16384})
+    for (const int tokens : {1, 16, 17, 60}) {
+      const Tensor table = Tensor::random(DType::kBfloat16, {kVocabulary, size}, random);
+      Tensor all(DType::kInt32, {kSteps, tokens});
+      for (int64_t i = 0; i < all.size(); ++i) all.set(i, random.integer(0, kVocabulary - 1));
+      std::vector<int32_t> steps(kSteps);
+      std::iota(steps.begin(), steps.end(), 0);
+      const GpuTensor table_gpu(table), all_gpu(all), steps_gpu(Tensor::ints(steps)), ids(DType::kInt32, {1, tokens}),
+          out(DType::kBfloat16, {kSteps * tokens, size});
+      const TensorView flat_ids(ids.view().data, DType::kInt32, {tokens});
+      for (const int step : steps) {
+        const TensorView row(steps_gpu.view().as<int32_t>() + step, DType::kInt32, {1});
+        const TensorView to(out.view().as<uint16_t>() + int64_t{step} * tokens * size, DType::kBfloat16,
+                            {tokens, size});
+        cuda::gather_rows({all_gpu, row, ids}, gpu());
+        cuda::embedding({flat_ids, table_gpu, to}, gpu());
+      }
+      const Tensor got = out.host();
+      for (int64_t t = 0; t < kSteps * tokens; ++t) {
+        const auto id = static_cast<int64_t>(all[t]);
+        ASSERT_EQ(got.bits(t, t + 1), table.bits(id, id + 1)) << size << ", row " << t << " of " << tokens;
+      }
+    }
+}
+
 TEST_F(EmbeddingGpu, PutsVirtualRowsInTheirPlaces) {
   Random random;
   for (const int size : {7, 768, 4096}) {
