@@ -82,7 +82,6 @@ void CudaRankRunner::run_generation(int size) {
   run_body(batch);
   run_ops(program_.epilogue, batch);
   io_.sample(view(program_.logits, batch), 0, size, false);
-  io_.publish(size);
 }
 
 void CudaRankRunner::run_step(Step& step, const PackedStep& packed) {
@@ -104,7 +103,6 @@ void CudaRankRunner::run_step(Step& step, const PackedStep& packed) {
     io_.rank_candidates(logits, first, packed);
     drafts_.sample(step, logits, first, context_);
   }
-  io_.publish(packed.num_sampled);
   io_.publish_candidates(packed.num_candidates);
   if (step.return_captures) return_captures(step, batch);
 }

@@ -68,9 +68,7 @@ void CudaStepIo::allocate_arrays() {
                                                  {&candidate_tokens_, candidates},
                                                  {&candidate_log_probs_, candidates},
                                                  {&lists_, CudaStepLimits::kListWords},
-                                                 {&buffer_, 1},
-                                                 {&tokens_, rows},
-                                                 {&log_probs_, rows}};
+                                                 {&buffer_, 1}};
   size_t words = 0;
   for (const auto& [array, count] : arrays) words += aligned(count);
   memory_ = cuda::DeviceMemory(words * sizeof(int32_t));
@@ -207,14 +205,12 @@ void CudaStepIo::sample(const TensorView& logits, int first, int rows, bool long
   args.bias = biases_.as<float>();
   args.history = history_.as<int32_t>();
   args.history_stride = history_stride_;
-  args.tokens = tokens_ + first;
-  args.log_probs = reinterpret_cast<float*>(log_probs_) + first;
+  for (int i = 0; i < 2; ++i) {
+    args.results.tokens[i] = results_.tokens[i] + first;
+    args.results.log_probs[i] = results_.log_probs[i] + first;
+  }
+  args.buffer = buffer_;
   cuda::sample(args, context_);
-}
-
-void CudaStepIo::publish(int rows) {
-  if (rows == 0) return;
-  cuda::publish_results(tokens_, reinterpret_cast<float*>(log_probs_), rows, buffer_, results_, context_);
 }
 
 void CudaStepIo::rank_candidates(const TensorView& logits, int64_t first, const PackedStep& packed) {

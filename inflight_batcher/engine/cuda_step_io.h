@@ -25,11 +25,9 @@ class CudaStepIo {
   BatchView generation_view(int num_sequences) const;
   BatchView view(const PackedStep& packed, const Step& step) const;
 
-  /// Turns the first `rows` rows of `logits` into the tokens of the step's sampled rows from `first` on.
+  /// Turns the first `rows` rows of `logits` into the tokens of the step's sampled rows from `first` on, where the host
+  /// will find them.
   void sample(const TensorView& logits, int first, int rows, bool long_lists);
-
-  /// Writes the tokens of the first `rows` sampled rows where the host will find them.
-  void publish(int rows);
 
   /// Ranks what the step's beams may go on with whose logits are among these: rows from `first` on of the step's.
   void rank_candidates(const TensorView& logits, int64_t first, const PackedStep& packed);
@@ -78,8 +76,8 @@ class CudaStepIo {
   cuda::DeviceMemory memory_, history_;
   int32_t *token_ids_ = nullptr, *positions_ = nullptr, *token_sequences_ = nullptr, *query_offsets_ = nullptr,
           *context_lengths_ = nullptr, *block_tables_ = nullptr, *logits_rows_ = nullptr, *sampling_ = nullptr,
-          *candidate_rows_ = nullptr, *lists_ = nullptr, *buffer_ = nullptr, *tokens_ = nullptr, *log_probs_ = nullptr,
-          *candidate_tokens_ = nullptr, *candidate_log_probs_ = nullptr;
+          *candidate_rows_ = nullptr, *lists_ = nullptr, *buffer_ = nullptr, *candidate_tokens_ = nullptr,
+          *candidate_log_probs_ = nullptr;
   int history_stride_ = 0;
   cuda::DeviceMemory long_lists_, biases_;
   cuda::DeviceMemory virtual_tokens_, virtual_rows_;

@@ -79,10 +79,14 @@ class Inputs {
 
   void sample(int rotation, cuda::CudaContext& context) const {
     float* const logits = logits_.as<float>() + rotation * rows_ * vocabulary_;
-    cuda::sample(
-        {TensorView(logits, DType::kFloat32, {rows_, vocabulary_}), packed_.as<cuda::GpuSamplingRow>(), nullptr,
-         nullptr, history_.as<int32_t>(), kHistory + 1, tokens_.as<int32_t>(), log_probs_.as<float>()},
-        context);
+    cuda::sample({TensorView(logits, DType::kFloat32, {rows_, vocabulary_}),
+                  packed_.as<cuda::GpuSamplingRow>(),
+                  nullptr,
+                  nullptr,
+                  history_.as<int32_t>(),
+                  kHistory + 1,
+                  {{tokens_.as<int32_t>()}, {log_probs_.as<float>()}}},
+                 context);
   }
 
  private:

@@ -18,8 +18,8 @@ struct Parameters {
   const float* bias;
   int32_t* history;
   int64_t history_stride;
-  int32_t* tokens;
-  float* log_probs;
+  ResultBuffers results;
+  const int32_t* buffer;  // or null
   int vocabulary;
   int chunks_per_block;
 };
@@ -159,6 +159,12 @@ __device__ __forceinline__ int draw(Slice slice, int vocabulary, float highest) 
   return draw_from_all(slice, cut, weigh);
 }
 
+__device__ __forceinline__ void answer(const ResultBuffers& results, int buffer, int64_t row, int32_t token,
+                                       float log_prob) {
+  (buffer ? results.tokens[1] : results.tokens[0])[row] = token;
+  (buffer ? results.log_probs[1] : results.log_probs[0])[row] = log_prob;
+}
+
 // Grid: L clusters of blocks.
 __global__ void __launch_bounds__(kThreads, 3) sample_kernel(const __grid_constant__ Parameters parameters) {
   if (threadIdx.x == 0) shared().team.next = 0;
@@ -172,11 +178,12 @@ __global__ void __launch_bounds__(kThreads, 3) sample_kernel(const __grid_consta
   let_next_start();
   slice.start_load(logits);
   copy_row(parameters.rows[index]);
+  const int buffer = parameters.buffer ? *parameters.buffer & 1 : 0;
   slice.finish_load();
   __syncthreads();
   team_wait();
   if (row.slot < 0) {
-    if (leads() && threadIdx.x == 0) parameters.tokens[index] = 0, parameters.log_probs[index] = 0;
+    if (leads() && threadIdx.x == 0) answer(parameters.results, buffer, index, 0, 0.0f);
     return;
   }
   int32_t* const history = parameters.history + row.slot * parameters.history_stride;
@@ -192,8 +199,7 @@ __global__ void __launch_bounds__(kThreads, 3) sample_kernel(const __grid_consta
   int token = leads() && threadIdx.x == 0 ? ranked_id(best) : -1;
   if (row.temperature != 0 && row.top_k != 1) token = draw(slice, vocabulary, ranked_logit(best));
   if (token < 0) return;
-  parameters.tokens[index] = token;
-  parameters.log_probs[index] = row.want_log_prob ? raw.log_prob(logits[token]) : 0.0f;
+  answer(parameters.results, buffer, index, token, row.want_log_prob ? raw.log_prob(logits[token]) : 0.0f);
   if (row.history_length < parameters.history_stride) history[row.history_length] = token;
 }
 
@@ -215,8 +221,8 @@ void sample(const GpuSampleArgs& args, CudaContext& context) {
   const TeamShape shape = team_shape("sample", v, context);
   context.state<SamplingState>();
   const Parameters parameters{
-      args.logits.as<float>(), args.rows,   args.words,     args.bias,           args.history,
-      args.history_stride,     args.tokens, args.log_probs, static_cast<int>(v), shape.chunks_per_block};
+      args.logits.as<float>(), args.rows,    args.words,  args.bias,           args.history,
+      args.history_stride,     args.results, args.buffer, static_cast<int>(v), shape.chunks_per_block};
   launch_teams(sample_kernel, l, shape, context, parameters);
 }
 

@@ -5,6 +5,7 @@
 
 #include "inflight/ops/sampling.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/step_io.h"
 
 namespace inflight::cuda {
 
@@ -46,7 +47,7 @@ struct GpuSamplingRow {
 GpuSamplingRow pack_row(const SamplingRow& row, int32_t slot, int64_t vocabulary, std::vector<int32_t>& words,
                         std::vector<float>& bias);
 
-/// All pointers are of the device.
+/// All pointers are of the device; but the results may lie in page-locked host memory.
 struct GpuSampleArgs {
   TensorView logits;                     // [L, V] float32, 16-byte aligned; not kept for the caller
   const GpuSamplingRow* rows = nullptr;  // [L]
@@ -54,8 +55,8 @@ struct GpuSampleArgs {
   const float* bias = nullptr;
   int32_t* history = nullptr;  // [slots, history_stride]: history[slot][0 .. history_length) is read
   int64_t history_stride = 0;
-  int32_t* tokens = nullptr;   // [L] out
-  float* log_probs = nullptr;  // [L] out (rows that did not ask get 0)
+  ResultBuffers results;            // out (rows that did not ask for a log prob get 0)
+  const int32_t* buffer = nullptr;  // [1]: which of the results; null: the first
 };
 
 /// SampleArgs' meaning on the device: the same tokens for the same logits, rows and seeds as the CPU's, save where the

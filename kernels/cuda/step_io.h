@@ -41,14 +41,14 @@ struct StepUnpacking {
 /// Fills the arrays; tokens that the host knows go into the history, pending ones come from there.
 void unpack_step(const StepUnpacking& step, CudaContext& context);
 
-/// Where a step's answers go in host memory that the GPU can write: `buffer` picks one of two, so that a step's answers
-/// lie still while the next step runs.
+/// Where a step's answers go, in host memory that the GPU can write: a number in device memory picks one of two, so
+/// that a step's answers lie still while the next step runs.
 struct ResultBuffers {
   std::array<int32_t*, 2> tokens{};   // [L] each
   std::array<float*, 2> log_probs{};  // [L] each
 };
 
-/// Writes rows [0, count) of the answers to buffer number *buffer (device memory). May be captured.
+/// Copies rows [0, count) of answers in device memory to buffer number *buffer. May be captured.
 void publish_results(const int32_t* tokens, const float* log_probs, int count, const int32_t* buffer,
                      const ResultBuffers& results, CudaContext& context);
 

@@ -33,7 +33,7 @@ Candidates rank_on_gpu(const Tensor& logits, const std::vector<SamplingRow>& row
   cudaDeviceSynchronize();
   cuda::best_candidates(
       {gpu_logits.view(), 0, memory.as<cuda::GpuCandidateRow>(), static_cast<int64_t>(beams.size()), shared.words,
-       shared.bias, shared.history, shared.history_stride, shared.tokens, shared.log_probs},
+       shared.bias, shared.history, shared.history_stride, shared.results.tokens[0], shared.results.log_probs[0]},
       gpu());
   const Tensor out_tokens = tokens.host(), out_log_probs = log_probs.host();
   const int32_t* token = out_tokens.view().as<int32_t>();

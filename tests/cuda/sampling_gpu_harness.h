@@ -37,8 +37,7 @@ class GpuRows {
             bias_.as<float>(),
             history_.view().as<int32_t>(),
             history_.view().shape[1],
-            tokens.view().as<int32_t>(),
-            log_probs.view().as<float>()};
+            {{tokens.view().as<int32_t>()}, {log_probs.view().as<float>()}}};
   }
   Tensor history() const { return history_.host(); }
   const cuda::DeviceMemory& memory() const { return rows_; }

@@ -1,3 +1,4 @@
+#include "inflight_batcher/engine/cuda_memory.h"
 #include "tests/cuda/sampling_gpu_harness.h"
 
 namespace inflight::test {
@@ -266,6 +267,35 @@ TEST_F(Sampling, OneGraphServesAllRows) {
   }
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
+}
+
+// As a captured step does: the buffer's number changes from launch to launch, and the host reads what it picks.
+TEST_F(Sampling, AnswersGoToTheBufferOfTheHostThatIsPicked) {
+  constexpr int kVocabulary = 5000, kCount = 5;
+  Random random;
+  const Tensor logits = shaped_logits(kCount, kVocabulary, random);
+  std::vector<SamplingRow> rows(kCount);
+  for (SamplingRow& row : rows) row.temperature = 0, row.want_log_prob = true;
+  const std::vector<int> slots = {0, 1, kPadding, 3, 4};
+  const GpuRows gpu_rows(rows, slots, kVocabulary);
+  const GpuTensor gpu_logits(logits), buffer(Tensor::ints({0})), unused(DType::kInt32, {kCount});
+  PinnedMemory host(4 * kCount * sizeof(int32_t));
+  auto* const words = reinterpret_cast<int32_t*>(host.data());
+  auto* const numbers = reinterpret_cast<float*>(host.data()) + 2 * kCount;
+  cuda::GpuSampleArgs args = gpu_rows.args(gpu_logits, unused, unused);
+  args.results = {{words, words + kCount}, {numbers, numbers + kCount}};
+  args.buffer = buffer.view().as<int32_t>();
+  for (const int32_t picked : {1, 0}) {
+    std::fill_n(words, 4 * kCount, -7);
+    gpu().copy(buffer.view().data, &picked, sizeof(picked));
+    cuda::sample(args, gpu());
+    gpu().synchronize();
+    const int32_t* const tokens = words + picked * kCount;
+    const float* const log_probs = numbers + picked * kCount;
+    expect_same({{tokens, tokens + kCount}, {log_probs, log_probs + kCount}}, logits, rows, slots);
+    for (const int32_t* other : {words, words + 2 * kCount})
+      for (int i = 0; i < kCount; ++i) EXPECT_EQ(other[(1 - picked) * kCount + i], -7) << picked;
+  }
 }
 
 TEST_F(Sampling, ARowIsTheSameInAnyCompany) {
