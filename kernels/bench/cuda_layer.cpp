@@ -24,7 +24,12 @@ constexpr int64_t kSequences[] = {1, 2, 4, 8};
 constexpr int64_t kContext = 256, kBlockSize = 64;
 constexpr int64_t kRows = 32;  // of every activation's memory, as an engine has more rows than a small step fills
 
-constexpr std::pair<bool, const char*> kFusions[] = {{false, "sums apart"}, {true, "sums in the products"}};
+struct Fusions {
+  bool sums, rope;
+  const char* name;
+};
+constexpr Fusions kFusions[] = {
+    {false, false, "nothing fused"}, {true, false, "sums in the products"}, {false, true, "rope in the attention"}};
 
 /// The weights of one layer: far more than the L2 cache holds.
 struct Weights {
@@ -80,27 +85,32 @@ class Layer {
                                                    {model.hidden, model.inner},
                                                    {model.hidden, model.inner, false, false, false, true}};
     cuda::tune_linear(shapes, static_cast<int>(sequences), context);
-    run(false);  // the attention makes its plan
+    run(kFusions[0]);  // the attention makes its plan
   }
 
   double bytes() const { return weights_.bytes(); }
 
-  void run(bool sums_fused) {
-    norm(sums_fused);
+  void run(const Fusions& fused) {
+    norm(fused.sums);
     cuda::linear({rows(normed_), weights_.qkv, {}, rows(qkv_), kRows}, context_);
     const KvCacheView cache{keys_, values_};
-    cuda::rope_kv_write({rows(qkv_), frequencies_, 1.0f, false, cache, rows(q_)}, batch_, context_);
+    const RopeKvWriteArgs rope{rows(qkv_), frequencies_, 1.0f, false, cache, rows(q_)};
     AttentionArgs attention{};
     attention.q = rows(q_);
     attention.cache = cache;
     attention.out = rows(attended_);
     attention.scale = 0.1f;
-    cuda::attention(attention, batch_, context_);
-    add(sums_fused, attended_, weights_.out);
-    norm(sums_fused);
+    if (fused.rope) {
+      cuda::rope_attention(rope, attention, batch_, context_);
+    } else {
+      cuda::rope_kv_write(rope, batch_, context_);
+      cuda::attention(attention, batch_, context_);
+    }
+    add(fused.sums, attended_, weights_.out);
+    norm(fused.sums);
     cuda::linear_gated({rows(normed_), weights_.gate_up, rows(scratch_), rows(inner_), Activation::kSilu, kRows},
                        context_);
-    add(sums_fused, inner_, weights_.down);
+    add(fused.sums, inner_, weights_.down);
   }
 
  private:
@@ -141,10 +151,10 @@ void bench_layer(Bench& bench) {
   for (const Model& model : kModels)
     for (const int64_t sequences : kSequences) {
       Layer layer(model, sequences, bench.context());
-      for (const auto& [fused, name] : kFusions)
+      for (const Fusions& fused : kFusions)
         bench.measure(
-            {"layer", concat(model.name, ", S ", sequences, ", context ", kContext, ", ", name), layer.bytes()},
-            [&, fused = fused](int) { layer.run(fused); }, 1);
+            {"layer", concat(model.name, ", S ", sequences, ", context ", kContext, ", ", fused.name), layer.bytes()},
+            [&](int) { layer.run(fused); }, 1);
     }
 }
 

@@ -16,7 +16,9 @@ void check_cache(const KvCacheView& cache, Dim& kv_heads, Dim& d) {
       .view("cache values", cache.values, {n, kv_heads, p, d}, kBf16);
 }
 
-void check_arguments(const AttentionArgs& args, const BatchView& batch) {
+}  // namespace
+
+void check_attention(const AttentionArgs& args, const BatchView& batch) {
   Dim kv_heads("Hkv"), d("D"), t("T"), q_size("Hq D"), s("S"), s_plus_1("S + 1"), b("B");
   check_cache(args.cache, kv_heads, d);
   Signature signature("attention");
@@ -38,8 +40,6 @@ void check_arguments(const AttentionArgs& args, const BatchView& batch) {
         " tokens");
 }
 
-}  // namespace
-
 void prepare_step(const BatchView& batch, DeviceContext& device) {
   CudaContext& context = cuda_context(device);
   plan_generation_attention(batch, context);
@@ -48,7 +48,7 @@ void prepare_step(const BatchView& batch, DeviceContext& device) {
 
 void attention(const AttentionArgs& args, const BatchView& batch, DeviceContext& device) {
   CudaContext& context = cuda_context(device);
-  check_arguments(args, batch);
+  check_attention(args, batch);
   if (batch.num_generation > 0) generation_attention(args, batch, context);
   if (args.q.shape[0] > batch.num_generation) context_attention(args, batch, context);
 }

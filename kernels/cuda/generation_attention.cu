@@ -14,29 +14,49 @@ constexpr float kLog2e = 1.44269504f;
 constexpr int kMaxPlans = 16;             // layers of different heads or windows in one step
 constexpr int kMaxPlanBytes = 48 * 1024;  // of the plan kernel's shared memory
 
+enum class Mode { kPlain, kInvariant, kRope };
+constexpr int kModes = 3;
+
+using Run = void (*)(GenerationParams);
+
 struct Kernel {
   int head_size;
-  void (*run)(GenerationParams);
-  void (*run_invariant)(GenerationParams);
+  int head_tiles;    // of kHeadTile query heads, that a block takes at once
+  Run runs[kModes];  // null: none
   int shared_bytes;
   int blocks_per_sm;
 
   int grid(const CudaContext& context) const { return context.num_sms() * blocks_per_sm; }
+  Run run(Mode mode) const { return runs[static_cast<int>(mode)]; }
 };
 
-template <int D>
+template <int D, int kHeadTiles>
 constexpr Kernel kernel_of() {
-  return {D, generation_attention_kernel<D, false>, generation_attention_kernel<D, true>, GenerationTile<D>::kBytes,
-          GenerationTile<D>::kBlocksPerSm};
+  using Tile = GenerationTile<D, kHeadTiles>;
+  Kernel kernel{D,
+                kHeadTiles,
+                {generation_attention_kernel<Tile, false, false>, generation_attention_kernel<Tile, true, false>},
+                Tile::kBytes,
+                Tile::kBlocksPerSm};
+  if constexpr (D % 64 == 0) kernel.runs[2] = generation_attention_kernel<Tile, false, true>;
+  return kernel;
 }
 
-constexpr Kernel kKernels[] = {kernel_of<64>(), kernel_of<80>(), kernel_of<96>(), kernel_of<128>(), kernel_of<256>()};
+// By head size, fewer tiles first. Two of 256 elements would not fit into registers.
+constexpr Kernel kKernels[] = {kernel_of<64, 1>(),  kernel_of<64, 2>(),  kernel_of<80, 1>(),
+                               kernel_of<80, 2>(),  kernel_of<96, 1>(),  kernel_of<96, 2>(),
+                               kernel_of<128, 1>(), kernel_of<128, 2>(), kernel_of<256, 1>()};
 
-const Kernel& kernel_for(int64_t head_size) {
-  for (const Kernel& kernel : kKernels)
-    if (kernel.head_size == head_size) return kernel;
-  throw Error(ErrorCode::kUnsupported,
-              concat("attention: head size ", head_size, " is not among 64, 80, 96, 128 and 256"));
+const Kernel& kernel_for(int64_t head_size, int64_t group) {
+  const Kernel* last = nullptr;
+  for (const Kernel& kernel : kKernels) {
+    if (kernel.head_size != head_size) continue;
+    last = &kernel;
+    if (group <= kernel.head_tiles * kHeadTile) break;
+  }
+  check(last != nullptr, ErrorCode::kUnsupported, "attention: head size ", head_size,
+        " is not among 64, 80, 96, 128 and 256");
+  return *last;
 }
 
 /// The batch-invariant kernel is also the one that knows of sinks.
@@ -87,9 +107,10 @@ class GenerationState {
   explicit GenerationState(CudaContext& context) {
     int64_t rows = 0, elements = 0;
     for (const Kernel& kernel : kKernels) {
-      for (const auto run : {kernel.run, kernel.run_invariant})
-        check_cuda(cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes),
-                   "generation attention cannot have its shared memory");
+      for (const Run run : kernel.runs)
+        if (run)
+          check_cuda(cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes),
+                     "generation attention cannot have its shared memory");
       max_grid_ = std::max(max_grid_, kernel.grid(context));
       const int64_t kernel_rows = static_cast<int64_t>(kernel.grid(context)) * kRowTile;
       rows = std::max(rows, kernel_rows);
@@ -159,18 +180,24 @@ class GenerationState {
   std::deque<Scratch> scratch_;
 };
 
+/// Query heads that share a KV head.
+int64_t group_of(const AttentionArgs& args) {
+  return args.q.shape[1] / args.cache.head_size() / args.cache.num_kv_heads();
+}
+
 void check_block_size(int64_t size) {
   check(size >= kSliceTokens && std::has_single_bit(static_cast<uint64_t>(size)), ErrorCode::kUnsupported,
         "attention: a KV block of ", size, " tokens, wanted a power of two from ", kSliceTokens);
 }
 
-GenerationParams params_of(const AttentionArgs& args, const BatchView& batch) {
+GenerationParams params_of(const AttentionArgs& args, const BatchView& batch, const Kernel& kernel) {
   const KvCacheView& cache = args.cache;
   const auto kv_heads = static_cast<int>(cache.num_kv_heads());
   GenerationParams p{};
   p.kv_heads = kv_heads;
-  p.group = static_cast<int>(args.q.shape[1] / cache.head_size() / kv_heads);
-  p.row_tiles = static_cast<int>(divide_up(p.group, kRowTile));
+  p.group = static_cast<int>(group_of(args));
+  p.row_tile = kernel.head_tiles * kHeadTile;
+  p.row_tiles = static_cast<int>(divide_up(p.group, p.row_tile));
   p.shape = {batch.context_lengths.as<int32_t>(), batch.num_generation, kv_heads * p.row_tiles, args.window,
              args.window > 0 ? args.sinks : 0};
   p.q = args.q.as<uint16_t>();
@@ -185,7 +212,7 @@ GenerationParams params_of(const AttentionArgs& args, const BatchView& batch) {
   p.scale = args.scale * kLog2e;
   p.cap = args.soft_cap * kLog2e;
   p.cap_scale = args.soft_cap > 0 ? 2 * p.scale / args.soft_cap : 0.0f;
-  p.partial_rows = std::min(p.group, kRowTile);
+  p.partial_rows = std::min(p.group, p.row_tile);
   return p;
 }
 
@@ -197,11 +224,14 @@ void plan_generation_attention(const BatchView& batch, CudaContext& context) {
   if (batch.num_generation > 0) state.replan(batch, context);
 }
 
-void generation_attention(const AttentionArgs& args, const BatchView& batch, CudaContext& context) {
-  if (batch.num_generation == 0) return;
-  const Kernel& kernel = kernel_for(args.cache.head_size());
-  check_block_size(args.cache.block_size());
-  GenerationParams p = params_of(args, batch);
+namespace {
+
+void run_generation(const AttentionArgs& args, const RopeKvWriteArgs* rope, const BatchView& batch,
+                    CudaContext& context) {
+  const KvCacheView& cache = args.cache;
+  check_block_size(cache.block_size());
+  const Kernel& kernel = kernel_for(cache.head_size(), group_of(args));
+  GenerationParams p = params_of(args, batch, kernel);
   auto& state = context.state<GenerationState>();
   const bool invariant = runs_invariant(p.shape.sinks, context);
   const int grid = kernel.grid(context);
@@ -211,8 +241,31 @@ void generation_attention(const AttentionArgs& args, const BatchView& batch, Cud
   p.plan = state.plan({p.shape.heads, p.shape.window, p.shape.sinks, p.block_shift, grid}, batch, context);
   p.partial_sums = scratch.sums.as<float>();
   p.partial_stats = scratch.stats.as<float2>();
-  launch(invariant ? kernel.run_invariant : kernel.run, dim3(grid), dim3(kGenerationThreads), kernel.shared_bytes,
-         context, p);
+  if (rope) {
+    p.q = rope->qkv.as<uint16_t>();
+    p.rope = {rope->inverse_frequencies.as<float>(), rope->rope_scale, cache.keys.as<uint16_t>(),
+              cache.values.as<uint16_t>()};
+  }
+  const Mode mode = invariant ? Mode::kInvariant : rope ? Mode::kRope : Mode::kPlain;
+  launch(kernel.run(mode), dim3(grid), dim3(kGenerationThreads), kernel.shared_bytes, context, p);
+}
+
+}  // namespace
+
+void generation_attention(const AttentionArgs& args, const BatchView& batch, CudaContext& context) {
+  if (batch.num_generation > 0) run_generation(args, nullptr, batch, context);
+}
+
+bool takes_rope(const RopeKvWriteArgs& rope, const AttentionArgs& args, const CudaContext& context) {
+  const int64_t d = args.cache.head_size();
+  return !runs_invariant(args.window > 0 ? args.sinks : 0, context) && rope.inverse_frequencies &&
+         rope.inverse_frequencies.shape[0] * 2 == d && !rope.interleaved &&
+         kernel_for(d, group_of(args)).run(Mode::kRope) != nullptr && allows_vectors(0, {rope.qkv.data});
+}
+
+void generation_attention(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,
+                          CudaContext& context) {
+  if (batch.num_generation > 0) run_generation(args, &rope, batch, context);
 }
 
 }  // namespace inflight::cuda

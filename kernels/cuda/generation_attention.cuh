@@ -8,10 +8,15 @@
 #include "kernels/cuda/launch.cuh"
 
 /// Split-KV flash decoding (Dao et al. 2023, "Flash-Decoding") on tensor cores. The query heads that share a KV head
-/// are the rows of a 16-row matrix (more heads: several "row tiles", each read as a head of its own). A block is four
-/// warps; of each 64-token tile a warp takes 16 tokens, has its own pipeline of asynchronous copies and its own running
-/// softmax, and meets the others only where a piece (the block's run of tiles of one pair) ends. Pairs cut between
-/// blocks leave partial results, which the block of their first tile collects in the order of the tokens.
+/// are the 8 columns of a matrix product, or of two (more heads: several "row tiles", each read as a head of its own).
+/// A block is four warps; of each 64-token tile a warp takes 16 tokens, has its own pipeline, registers to hold the
+/// next slice while it computes one, and its own running softmax, and meets the others only where a piece (the block's
+/// run of tiles of one pair) ends. Pairs cut between blocks leave partial results, which the block of their first tile
+/// collects in the order of the tokens.
+///
+/// With kRope the queries, keys and values of the new tokens come as the product left them: queries are rotated where
+/// they are loaded, and the warp whose slice has the new position rotates its key, puts key and value over what the
+/// cache held there, and writes them to the cache.
 ///
 /// A launch of a few microseconds is mostly instructions executed once, from a cold instruction cache: what runs once
 /// is kept short and not unrolled.
@@ -34,63 +39,81 @@ __device__ __forceinline__ int slice_block(const PlanEntry& entry, int warp) {
   return warp < 2 ? low : high;
 }
 
-template <int D, bool kInvariant>
-__global__ void __launch_bounds__(kGenerationThreads, GenerationTile<D>::kBlocksPerSm)
+template <typename Tile, bool kInvariant, bool kRope>
+__global__ void __launch_bounds__(kGenerationThreads, Tile::kBlocksPerSm)
     generation_attention_kernel(const __grid_constant__ GenerationParams p) {
-  using Tile = GenerationTile<D>;
+  constexpr int D = Tile::D;
   extern __shared__ __align__(128) unsigned char shared[];
-  unsigned char* meeting = shared + kGenerationWarps * Tile::kRingBytes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  unsigned char* const rope = shared + Tile::kSumsBytes + Tile::kStatsBytes + warp * Tile::kRopeBytes;
+  auto* const angles = reinterpret_cast<float2*>(rope);
+  const NewToken<Tile> token{reinterpret_cast<uint16_t*>(rope + Tile::kAngleBytes)};
   let_next_start();
-  {
-    const PlanEntry guess = load_entry(p.plan, blockIdx.x);
-    prefetch_slice<D>(p, guess, slice_block(guess, warp), warp, lane);
-  }
+  const PlanEntry entry = load_entry(p.plan, blockIdx.x);  // whose kernel let nothing start before it was written
+  prefetch_slice<D>(p, entry, slice_block(entry, warp), warp, lane);
+  if (kRope && entry.units_left > 0) make_angles<Tile>(p, entry.length - 1, angles, lane);
   wait_for_previous();
-  const PlanEntry entry = load_entry(p.plan, blockIdx.x);
   Cursor<kInvariant> at(entry);
-  SliceLoader<D, kInvariant> loader{at, shared_address(shared) + warp * Tile::kRingBytes, warp, lane,
-                                    slice_block(entry, warp)};
-  if (at.units_left > 0) loader.find_blocks(p);
-  QueryRows<D> rows;
-  rows.shared = reinterpret_cast<uint4*>(meeting + Tile::kFixedBytes - Tile::kRowsBytes);
-  RunningSoftmax<D> softmax;
+  SliceFinder<kInvariant> finder{at, warp, lane, slice_block(entry, warp)};
+  KeySlice<D> keys{};
+  ValueSlice<D> values{};
+  QueryRows<Tile> rows;
+  rows.shared = reinterpret_cast<uint4*>(shared + Tile::kRowsAt + warp * Tile::kRowsBytes);
+  RunningSoftmax<Tile> softmax;
   softmax.reset();
-  int piece_begin = at.tile, ahead = 0;
+  const auto load_rows = [&] {
+    rows.load(p, (p.group + (kRope ? 2 : 0)) * p.kv_heads, at.sequence, at.head, lane);
+    if (kRope && (at.extent.length - 1) / kSliceTokens % kGenerationWarps == warp)
+      token.load(p, at.sequence, at.head, lane);
+  };
+  int64_t vector = finder.vector(p);
+  if (vector >= 0) {
+    keys.load(p.keys + vector * D, lane);
+    values.load(p.values + vector * D, lane);
+  }
+  if (at.units_left > 0) {
+    load_rows();
+    finder.find_blocks(p);
+    rows.template publish<kRope>(angles, lane);
+  }
+  int piece_begin = at.tile;
   bool opened = at.tile == at.extent.begin;
 #pragma unroll 1
   while (at.units_left > 0) {
-    loader.start(p, ahead == 0);
-    if (++ahead < Tile::kStages) {
-      if (ahead == 1) {
-        rows.load(p, at.sequence, at.head, warp, lane);
-        rows.publish(warp, lane);
-      }
-      if (loader.at.units_left > 0) continue;
-      for (; ahead < Tile::kStages; ++ahead) close_copies();
-      loader.stage = 0;
-    }
-    wait_for_copies<Tile::kStages - 1>();
-    __syncwarp();
     const SliceView slice(at, warp);
-    const uint32_t keys = loader.ring + loader.stage * Tile::kStageBytes;
-    float scores[2][4] = {};
-    if (slice.any) {
-      score_slice<D>(rows, keys, lane, scores);
-      adjust_scores(p, at.extent, !slice.all, slice.position + lane % 4 * 2, rows.slopes, scores);
+    const int newest = at.extent.length - 1;
+    const bool writes = kRope && slice.holds(newest);
+    const int64_t cached = vector < 0 ? -1 : (vector + newest - slice.position) * D;  // where its token's vectors go
+    float scores[Tile::kHeadTiles][4] = {};
+    if (writes) {
+      token.wait();
+      token.put_key(keys, newest - slice.position, angles, cached < 0 ? nullptr : p.rope.keys + cached, lane);
     }
+    if (slice.any) {
+      score_slice<Tile>(rows, keys, lane, scores);
+      adjust_scores(p, at.extent, !slice.all, slice.position + lane / 4, rows.slopes, scores);
+    }
+    finder.advance(p);
+    vector = finder.vector(p);
+    if (vector >= 0) keys.load(p.keys + vector * D, lane);
+    if (writes) token.put_value(values, newest - slice.position, cached < 0 ? nullptr : p.rope.values + cached, lane);
     const bool piece_ends = at.ends_piece();
     const Cursor<kInvariant> last = at;
     at.advance(p.shape);
-    if (piece_ends && at.units_left > 0) rows.load(p, at.sequence, at.head, warp, lane);  // on its way meanwhile
-    if (slice.any) {
-      weigh(softmax, scores);
-      add_values(softmax, keys + Tile::kSliceBytes, lane, scores);
+    if (piece_ends && at.units_left > 0) {
+      if (kRope && at.sequence != last.sequence) make_angles<Tile>(p, at.extent.length - 1, angles, lane);
+      load_rows();  // on its way meanwhile
     }
+    if (slice.any) {
+      weigh<Tile>(softmax, scores);
+      if (!slice.all) values.clear_hidden(last.extent, slice.position, lane);
+      add_values<Tile>(softmax, values, scores);
+    }
+    if (vector >= 0) values.load(p.values + vector * D, lane);
     if (!piece_ends) continue;
     const Piece piece(p, last, piece_begin, opened, at.units_left == 0, entry.sharers);
-    finish_piece<D>(p, piece, softmax, meeting);
-    rows.publish(warp, lane);
+    finish_piece<Tile>(p, piece, softmax, shared);
+    if (at.units_left > 0) rows.template publish<kRope>(angles, lane);
     softmax.reset();
     piece_begin = at.tile;
     opened = opened || last.ends_pair();

@@ -117,10 +117,10 @@ __device__ __forceinline__ void store_words(float2* to, const float2& words) {
 }
 
 /// Adds the partial results that the piece collects to `result`, in the order of the tokens, as they arrive.
-template <int D>
+template <typename Tile>
 __device__ __forceinline__ void collect(const GenerationParams& p, const Piece& piece, int row, int column,
                                         PartialRow& result) {
-  constexpr int kAtOnce = D == 128 ? 8 : 4;  // as many as there are registers for
+  constexpr int D = Tile::D, kAtOnce = D == 128 && Tile::kHeadTiles == 1 ? 8 : 4;  // as there are registers for
   const float none = __uint_as_float(kAbsent);
   const int last_row = (piece.first_slot + piece.count - 1) * p.partial_rows + row;
   const auto sums_of = [&](int at) {
@@ -165,77 +165,68 @@ __device__ __forceinline__ void clear_stats(const GenerationParams& p, const Pie
       store_words(p.partial_stats + (piece.first_slot + i) * p.partial_rows + row, make_float2(none, none));
 }
 
-/// Adds up the warps' results in the meeting buffer, rows from `first_row` on, columns from `columns` on, and stores
+/// Adds up the warps' results in the meeting buffer, rows from `first_row` on, and stores
 /// them as a partial result or, with what is collected, as the pair's output.
-template <int D>
+template <typename Tile>
 __device__ __forceinline__ void merge_warps(const GenerationParams& p, const Piece& piece, const float* sums,
-                                            const float2* stats, int first_row, int columns) {
-  using Tile = GenerationTile<D>;
-  constexpr int kVectors = Tile::kMeetingColumns / 4;
+                                            const float2* stats, int first_row) {
+  constexpr int D = Tile::D, kVectors = D / 4;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < min(8, piece.heads.rows - first_row) * kVectors; i += kGenerationThreads) {
+  for (int i = threadIdx.x; i < min(kHeadTile, piece.heads.rows - first_row) * kVectors; i += kGenerationThreads) {
     const int row = static_cast<unsigned>(i) / kVectors, column = static_cast<unsigned>(i) % kVectors * 4;
     float2 all_stats[kGenerationWarps];
     float4 all_sums[kGenerationWarps];
 #pragma unroll
     for (int w = 0; w < kGenerationWarps; ++w) {
       all_stats[w] = stats[w * kRowTile + first_row + row];
-      all_sums[w] =
-          *reinterpret_cast<const float4*>(sums + w * 8 * Tile::kMeetingColumns + Tile::sum_index(row, column));
+      all_sums[w] = *reinterpret_cast<const float4*>(sums + w * kHeadTile * D + Tile::sum_index(row, column));
     }
     PartialRow result;
     result.add(all_stats, all_sums);
     if (!piece.whole && piece.slot >= 0) {
       const int at = piece.slot * p.partial_rows + first_row + row;
-      store_words(reinterpret_cast<float4*>(p.partial_sums + static_cast<int64_t>(at) * D + columns + column),
-                  result.sums);
-      if (columns + column == 0) store_words(p.partial_stats + at, make_float2(result.highest, result.weights));
+      store_words(reinterpret_cast<float4*>(p.partial_sums + static_cast<int64_t>(at) * D + column), result.sums);
+      if (column == 0) store_words(p.partial_stats + at, make_float2(result.highest, result.weights));
       result = PartialRow();
     }
-    if (!piece.whole && piece.count > 0) collect<D>(p, piece, first_row + row, columns + column, result);
-    if (piece.whole || piece.count > 0) result.write(piece.output<D>(p, first_row + row) + columns + column);
+    if (!piece.whole && piece.count > 0) collect<Tile>(p, piece, first_row + row, column, result);
+    if (piece.whole || piece.count > 0) result.write(piece.output<D>(p, first_row + row) + column);
   }
 }
 
-/// Rows lane / 4 + 8 kHalf, kMeetingColumns columns from `columns` on, to a warp's part of the meeting buffer.
-template <int D, int kHalf>
-__device__ __forceinline__ void store_half(const RunningSoftmax<D>& softmax, int columns, int lane, float* part) {
-  using Tile = GenerationTile<D>;
+/// Heads [8 tile, 8 tile + 8) to a warp's part of the meeting buffer.
+template <typename Tile>
+__device__ __forceinline__ void store_heads(const RunningSoftmax<Tile>& softmax, int tile, int lane, float* part) {
 #pragma unroll
-  for (int n = 0; n < Tile::kMeetingColumns / 8; ++n) {
-    const auto& tile = softmax.sums[columns / 8 + n];
-    *reinterpret_cast<float2*>(part + Tile::sum_index(lane / 4, n * 8 + lane % 4 * 2)) =
-        make_float2(tile[2 * kHalf], tile[2 * kHalf + 1]);
-  }
+  for (int n = 0; n < Tile::kSteps; ++n)
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const int column = Across<Tile::D>::first(n / 4, lane / 4) + n % 4 * 2;
+      *reinterpret_cast<float2*>(part + Tile::sum_index(lane % 4 * 2 + odd, column)) =
+          make_float2(softmax.sums[n][tile][odd], softmax.sums[n][tile][2 + odd]);
+    }
 }
 
 /// The four warps' softmaxes become the pair's output, or a partial result of it. `meeting` is the block's buffer.
-template <int D>
+template <typename Tile>
 __device__ __forceinline__ void finish_piece(const GenerationParams& p, const Piece& piece,
-                                             const RunningSoftmax<D>& softmax, unsigned char* meeting) {
-  using Tile = GenerationTile<D>;
-  constexpr int kColumns = Tile::kMeetingColumns;
-  auto* sums = reinterpret_cast<float*>(meeting);                       // [kGenerationWarps, 8, kColumns]
+                                             const RunningSoftmax<Tile>& softmax, unsigned char* meeting) {
+  auto* sums = reinterpret_cast<float*>(meeting);                       // [kGenerationWarps, kHeadTile, D]
   auto* stats = reinterpret_cast<float2*>(meeting + Tile::kSumsBytes);  // [kGenerationWarps, kRowTile]
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int first_row = 0; first_row < piece.heads.rows; first_row += 8) {
-    const bool upper = first_row > 0, wanted = first_row + lane / 4 < piece.heads.rows;
-    float weights = upper ? softmax.weights[1] : softmax.weights[0];
-    weights += __shfl_xor_sync(kAllLanes, weights, 1);
-    weights += __shfl_xor_sync(kAllLanes, weights, 2);
-    if (wanted && lane % 4 == 0)
-      stats[warp * kRowTile + first_row + lane / 4] =
-          make_float2(upper ? softmax.highest[1] : softmax.highest[0], weights);
 #pragma unroll
-    for (int columns = 0; columns < D; columns += kColumns) {
-      float* mine = sums + warp * 8 * kColumns;
-      if (wanted && upper) store_half<D, 1>(softmax, columns, lane, mine);
-      if (wanted && !upper) store_half<D, 0>(softmax, columns, lane, mine);
-      __syncthreads();
-      merge_warps<D>(p, piece, sums, stats, first_row, columns);
-      __syncthreads();
+  for (int tile = 0; tile < Tile::kHeadTiles; ++tile) {
+    if (tile * kHeadTile >= piece.heads.rows) break;
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const float weights = sum_of_heads(softmax.weights[tile][odd]);
+      if (lane < 4)
+        stats[warp * kRowTile + tile * kHeadTile + lane * 2 + odd] = make_float2(softmax.highest[tile][odd], weights);
     }
+    store_heads<Tile>(softmax, tile, lane, sums + warp * kHeadTile * Tile::D);
+    __syncthreads();
+    merge_warps<Tile>(p, piece, sums, stats, tile * kHeadTile);
+    __syncthreads();
   }
   if (!piece.whole) clear_stats(p, piece);
 }

@@ -125,7 +125,6 @@ __device__ bool count_units(const GenerationShape& shape, int* before) {
 template <bool kInvariant>
 __global__ void __launch_bounds__(kPlanThreads) generation_plan_kernel(const __grid_constant__ PlanParams p) {
   extern __shared__ int before[];  // [num_sequences + 1]
-  let_next_start();
   wait_for_previous();
   const bool padding = count_units<kInvariant>(p.shape, before);
   for (int block = threadIdx.x; block < p.grid; block += kPlanThreads) {
@@ -133,6 +132,10 @@ __global__ void __launch_bounds__(kPlanThreads) generation_plan_kernel(const __g
     entry.padding = padding;
     p.entries[block] = entry;
   }
+  // Attention reads its entry before it waits for the kernel before it: nothing may start until all are in memory.
+  __threadfence();
+  __syncthreads();
+  let_next_start();
 }
 
 }  // namespace inflight::cuda

@@ -5,112 +5,137 @@
 #include <cstdint>
 
 #include "kernels/cuda/bf16.cuh"
-#include "kernels/cuda/generation_attention_tile.cuh"
+#include "kernels/cuda/generation_attention_rows.cuh"
 
-/// What one warp of generation attention computes of one slice of 16 tokens.
+/// What one warp of generation attention computes of one slice of 16 tokens. Both products have the slice's tokens or
+/// the vectors' elements as their 16 rows and 8 query heads as their columns: the query heads that share a KV head are
+/// few, and rows would be filled up with zeros.
 namespace inflight::cuda {
 
-/// One warp's part of a piece so far, rows lane / 4 and lane / 4 + 8.
-template <int D>
+/// One warp's part of a piece so far. The lane's heads are 2 (lane % 4) and the next of each tile of 8; its elements
+/// those of Across.
+template <typename Tile>
 struct RunningSoftmax {
-  float sums[D / 8][4];  // 16 rows of weighted values, as accumulators
-  float highest[2];      // of the rows' scores
-  float weights[2];      // sum of this lane's columns only
+  float sums[Tile::kSteps][Tile::kHeadTiles][4];  // weighted values: 16 elements by 8 heads, as accumulators
+  float highest[Tile::kHeadTiles][2];             // of the heads' scores
+  float weights[Tile::kHeadTiles][2];             // sum of this lane's tokens only
 
   __device__ __forceinline__ void reset() {
 #pragma unroll
-    for (auto& tile : sums)
+    for (auto& elements : sums)
 #pragma unroll
-      for (float& sum : tile) sum = 0.0f;
-    highest[0] = highest[1] = -INFINITY;
-    weights[0] = weights[1] = 0.0f;
+      for (auto& tile : elements)
+#pragma unroll
+        for (float& sum : tile) sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::kHeadTiles; ++i) {
+      highest[i / 2][i % 2] = -INFINITY;
+      weights[i / 2][i % 2] = 0.0f;
+    }
   }
 };
 
-/// scores[n][e]: row lane / 4 + 8 (e / 2), token 8 n + 2 (lane % 4) + e % 2 of the slice, not yet scaled.
-template <int D>
-__device__ __forceinline__ void score_slice(const QueryRows<D>& rows, uint32_t keys, int lane, float (&scores)[2][4]) {
-  float odd[2][4] = {};  // two chains of products are shorter than one
-  const int token = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;
+/// scores[t][e]: token lane / 4 + 8 (e / 2) of the slice, head 8 t + 2 (lane % 4) + e % 2, not yet scaled.
+template <typename Tile>
+__device__ __forceinline__ void score_slice(const QueryRows<Tile>& rows, const KeySlice<Tile::D>& keys, int lane,
+                                            float (&scores)[Tile::kHeadTiles][4]) {
+  float odd[Tile::kHeadTiles][4] = {};  // two chains of products are shorter than one
 #pragma unroll
-  for (int k = 0; k < D / 16; ++k) {
-    uint32_t tiles[4], left[4];
-    load_matrices(tiles, keys + GenerationTile<D>::offset(token, 2 * k + half));
-    rows.operand(k, lane, left);
-    multiply_add(k % 2 ? odd[0] : scores[0], left, tiles[0], tiles[1]);
-    multiply_add(k % 2 ? odd[1] : scores[1], left, tiles[2], tiles[3]);
-  }
+  for (int chunk = 0; chunk < Along<Tile::D>::kChunks; ++chunk)
 #pragma unroll
-  for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] += odd[i / 4][i % 4];
+    for (int tile = 0; tile < Tile::kHeadTiles; ++tile) {
+      uint32_t left[4], right[4];
+      rows.operand(chunk, tile, lane, right);
+      keys.operand(2 * chunk, left);
+      multiply_add(scores[tile], left, right[0], right[1]);
+      if (Along<Tile::D>::words(chunk) == 2) continue;
+      keys.operand(2 * chunk + 1, left);
+      multiply_add(odd[tile], left, right[2], right[3]);
+    }
+#pragma unroll
+  for (int tile = 0; tile < Tile::kHeadTiles; ++tile)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[tile][i] += odd[tile][i];
 }
 
 /// Scales, caps, biases and masks the scores of this lane, the first of which belongs to `first_token`.
-template <bool kInvariant>
+template <bool kInvariant, int kTiles>
 __device__ __forceinline__ void adjust_scores(const GenerationParams& p, const Extent<kInvariant>& extent, bool masked,
-                                              int first_token, const float (&slopes)[2], float (&scores)[2][4]) {
-  if (p.cap > 0.0f) {
+                                              int first_token, const float (&slopes)[kTiles][2],
+                                              float (&scores)[kTiles][4]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      float& score = scores[i / 4][i % 4];  // cap · tanh(score / cap)
-      score = p.cap - __fdividef(2.0f * p.cap, fast_exp2(score * p.cap_scale) + 1.0f);
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float& score = scores[tile][i];
+      if (p.cap > 0.0f)  // cap · tanh(score / cap)
+        score = p.cap - __fdividef(2.0f * p.cap, fast_exp2(score * p.cap_scale) + 1.0f);
+      else
+        score *= p.scale;
+      const int token = first_token + i / 2 * 8;
+      if (p.alibi_slopes) score += slopes[tile][i % 2] * static_cast<float>(token - (extent.length - 1));
+      if (masked && !extent.any_of(token, 1)) score = -INFINITY;
     }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] *= p.scale;
   }
-  if (p.alibi_slopes)
+}
+
+/// The highest of the lanes that have the same heads.
+__device__ __forceinline__ float highest_of_heads(float value) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      scores[i / 4][i % 4] +=
-          slopes[i % 4 / 2] * static_cast<float>(first_token + i / 4 * 8 + i % 2 - (extent.length - 1));
-  if (masked)
+  for (int step = 4; step < 32; step *= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+__device__ __forceinline__ float sum_of_heads(float value) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int token = first_token + i / 4 * 8 + i % 2;
-      if (!extent.any_of(token, 1)) scores[i / 4][i % 4] = -INFINITY;
-    }
+  for (int step = 4; step < 32; step *= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
 }
 
 /// One step of the online softmax (Milakov and Gimelshein 2018): scores become weights, the sums so far are rescaled
-/// where a row's highest score has grown. At least one token of the slice is visible.
-template <int D>
-__device__ __forceinline__ void weigh(RunningSoftmax<D>& softmax, float (&scores)[2][4]) {
-  float factors[2];
+/// where a head's highest score has grown. At least one token of the slice is visible.
+template <typename Tile>
+__device__ __forceinline__ void weigh(RunningSoftmax<Tile>& softmax, float (&scores)[Tile::kHeadTiles][4]) {
+  float factors[Tile::kHeadTiles][2];
+  bool grown = false;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float top =
-        fmaxf(fmaxf(scores[0][2 * half], scores[0][2 * half + 1]), fmaxf(scores[1][2 * half], scores[1][2 * half + 1]));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-    top = fmaxf(top, softmax.highest[half]);
-    factors[half] = fast_exp2(softmax.highest[half] - top);
-    softmax.highest[half] = top;
-    softmax.weights[half] *= factors[half];
+  for (int tile = 0; tile < Tile::kHeadTiles; ++tile)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float& score = scores[i / 2][2 * half + i % 2];
-      score = fast_exp2(score - top);
-      softmax.weights[half] += score;
+    for (int odd = 0; odd < 2; ++odd) {
+      float& highest = softmax.highest[tile][odd];
+      const float top = fmaxf(highest, highest_of_heads(fmaxf(scores[tile][odd], scores[tile][2 + odd])));
+      factors[tile][odd] = fast_exp2(highest - top);
+      grown |= highest != top;
+      highest = top;
+      softmax.weights[tile][odd] *= factors[tile][odd];
+#pragma unroll
+      for (int i = odd; i < 4; i += 2) {
+        scores[tile][i] = fast_exp2(scores[tile][i] - top);
+        softmax.weights[tile][odd] += scores[tile][i];
+      }
     }
-  }
-  if (__any_sync(kAllLanes, factors[0] != 1.0f || factors[1] != 1.0f))
+  if (__any_sync(kAllLanes, grown))
 #pragma unroll
-    for (auto& tile : softmax.sums)
+    for (auto& elements : softmax.sums)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) tile[i] *= factors[i / 2];
+      for (int tile = 0; tile < Tile::kHeadTiles; ++tile)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) elements[tile][i] *= factors[tile][i % 2];
 }
 
-template <int D>
-__device__ __forceinline__ void add_values(RunningSoftmax<D>& softmax, uint32_t values, int lane,
-                                           const float (&weights)[2][4]) {
-  const uint32_t left[4] = {to_bf16_pair(weights[0][0], weights[0][1]), to_bf16_pair(weights[0][2], weights[0][3]),
-                            to_bf16_pair(weights[1][0], weights[1][1]), to_bf16_pair(weights[1][2], weights[1][3])};
+template <typename Tile>
+__device__ __forceinline__ void add_values(RunningSoftmax<Tile>& softmax, const ValueSlice<Tile::D>& values,
+                                           const float (&weights)[Tile::kHeadTiles][4]) {
+  uint32_t right[Tile::kHeadTiles][2];
 #pragma unroll
-  for (int n = 0; n < D / 16; ++n) {
-    uint32_t tiles[4];
-    load_matrices_transposed(tiles, values + GenerationTile<D>::offset(lane % 16, 2 * n + lane / 16));
-    multiply_add(softmax.sums[2 * n], left, tiles[0], tiles[1]);
-    multiply_add(softmax.sums[2 * n + 1], left, tiles[2], tiles[3]);
+  for (int i = 0; i < 2 * Tile::kHeadTiles; ++i)
+    right[i / 2][i % 2] = transpose_matrix(to_bf16_pair(weights[i / 2][i % 2 * 2], weights[i / 2][i % 2 * 2 + 1]));
+#pragma unroll
+  for (int n = 0; n < Tile::kSteps; ++n) {
+    uint32_t left[4];
+    values.operand(n, left);
+#pragma unroll
+    for (int tile = 0; tile < Tile::kHeadTiles; ++tile)
+      multiply_add(softmax.sums[n][tile], left, right[tile][0], right[tile][1]);
   }
 }
 

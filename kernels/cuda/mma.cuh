@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-/// Wrappers of the warp-level matrix and copy instructions (PTX ISA 8: "mma", "ldmatrix", "cp.async").
+/// Wrappers of the warp-level matrix and copy instructions (PTX ISA 8: "mma", "movmatrix", "cp.async").
 /// Fragment layouts are the ISA's: with group = lane / 4 and pair = lane % 4, a lane of an m16n8 accumulator holds rows
 /// group and group + 8, columns 2 pair and 2 pair + 1.
 namespace inflight::cuda {
@@ -13,20 +13,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-/// Four 8 x 8 tiles of 16-bit elements; lane i gives the address of row i % 8 of tile i / 8.
-__device__ __forceinline__ void load_matrices(uint32_t (&tiles)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-               : "r"(address)
-               : "memory");
-}
-
-/// As load_matrices, each tile transposed on the way.
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&tiles)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-               : "r"(address)
-               : "memory");
+/// An 8 x 8 tile of 16-bit elements, transposed among the lanes: lane i gives elements 2 (i % 4) and on of row i / 4,
+/// and gets the same of the transposed tile.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t row) {
+  uint32_t column;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
+  return column;
 }
 
 /// sums [16, 8] float32 += a [16, 16] bfloat16 · b [16, 8] bfloat16.

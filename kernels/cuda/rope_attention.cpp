@@ -1,5 +1,6 @@
 #include "inflight/ops/attention.h"
 #include "kernels/cuda/arguments.h"
+#include "kernels/cuda/attention_parts.h"
 #include "kernels/cuda/ops.h"
 
 namespace inflight::cuda {
@@ -22,6 +23,13 @@ void check_shared(const RopeKvWriteArgs& rope, const AttentionArgs& args) {
 void rope_attention(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,
                     DeviceContext& device) {
   check_shared(rope, args);
+  CudaContext& context = cuda_context(device);
+  const bool generates_only = batch.num_generation == rope.qkv.shape[0];
+  if (generates_only && takes_rope(rope, args, context)) {
+    check_attention(args, batch);
+    check_rope_kv_write(rope, batch);
+    return generation_attention(rope, args, batch, context);
+  }
   rope_kv_write(rope, batch, device);
   attention(args, batch, device);
 }

@@ -4,9 +4,11 @@
 #include <algorithm>
 
 #include "kernels/cuda/arguments.h"
+#include "kernels/cuda/attention_parts.h"
 #include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/rope_angle.cuh"
 
 namespace inflight::cuda {
 namespace {
@@ -26,19 +28,6 @@ struct Rope {
   int pairs, heads, kv_heads, head_size, block_size, num_blocks, table_width, num_sequences;
   float scale;
 };
-
-struct Angle {
-  float cosine, sine;
-};
-
-// Of an angle in radians, within 1e-6 up to millions: whole turns are subtracted in two exact-product steps (Cody &
-// Waite 1980), after which the hardware's own functions are accurate. Their error grows with the angle otherwise.
-__device__ __forceinline__ Angle cosine_and_sine(float angle) {
-  constexpr float kTurn = 6.28318548f, kTurnError = -1.74845553e-7f;  // 2π = kTurn + kTurnError
-  const float turns = rintf(angle * 0.159154943f);
-  const float rest = fmaf(-turns, kTurnError, fmaf(-turns, kTurn, angle));
-  return {__cosf(rest), __sinf(rest)};
-}
 
 // Where the token's vector of KV head 0 begins in the pools, -1 where there is none to write: padding, or a position
 // that the block table does not cover (the host has checked; a kernel can only decline).
@@ -134,29 +123,6 @@ template <int kWidth>
 constexpr Kernel kKernels[2][2] = {{rotate_and_write<kWidth, 1, false>, rotate_and_write<kWidth, 4, false>},
                                    {rotate_and_write<kWidth, 1, true>, rotate_and_write<kWidth, 4, true>}};
 
-void check_views(const RopeKvWriteArgs& args, const BatchView& batch) {
-  Dim n("N"), kv_heads("Hkv"), p("P"), d("D"), t("T"), q_size("Hq D"), s("S"), b("B"), pairs("R/2");
-  Signature signature("rope_kv_write");
-  signature.view("cache keys", args.cache.keys, {n, kv_heads, p, d}, kBf16)
-      .view("cache values", args.cache.values, {n, kv_heads, p, d}, kBf16)
-      .view("q", args.q, {t, q_size}, kBf16)
-      .view("positions", batch.positions, {t}, kInt)
-      .view("token_sequences", batch.token_sequences, {t}, kInt)
-      .view("context_lengths", batch.context_lengths, {s}, kInt)
-      .view("block_tables", batch.block_tables, {s, b}, kInt)
-      .optional("inverse_frequencies", args.inverse_frequencies, {pairs}, kFloat32);
-  check(d > 0 && q_size % d == 0, ErrorCode::kInvalidArgument, "rope_kv_write: q ", describe(args.q),
-        " is no whole number of heads of size ", d.value);
-  check(2 * pairs <= d, ErrorCode::kInvalidArgument, "rope_kv_write: ", pairs.value,
-        " frequencies rotate more than the head size ", d.value);
-  check(d % 2 == 0 && d <= 2 * kMaxThreads, ErrorCode::kUnsupported, "rope_kv_write: head size ", d.value,
-        ", wanted an even one up to ", 2 * kMaxThreads);
-  check(p > 0, ErrorCode::kInvalidArgument, "rope_kv_write: cache keys ", describe(args.cache.keys),
-        " have blocks of no tokens");
-  Dim qkv_size("(Hq + 2 Hkv) D", q_size + 2 * kv_heads * d);
-  signature.view("qkv", args.qkv, {t, qkv_size}, kBf16);
-}
-
 Rope describe_rope(const RopeKvWriteArgs& args, const BatchView& batch) {
   const KvCacheView& cache = args.cache;
   Rope rope{};
@@ -188,8 +154,31 @@ bool fits_vectors(const Rope& rope) {
 
 }  // namespace
 
+void check_rope_kv_write(const RopeKvWriteArgs& args, const BatchView& batch) {
+  Dim n("N"), kv_heads("Hkv"), p("P"), d("D"), t("T"), q_size("Hq D"), s("S"), b("B"), pairs("R/2");
+  Signature signature("rope_kv_write");
+  signature.view("cache keys", args.cache.keys, {n, kv_heads, p, d}, kBf16)
+      .view("cache values", args.cache.values, {n, kv_heads, p, d}, kBf16)
+      .view("q", args.q, {t, q_size}, kBf16)
+      .view("positions", batch.positions, {t}, kInt)
+      .view("token_sequences", batch.token_sequences, {t}, kInt)
+      .view("context_lengths", batch.context_lengths, {s}, kInt)
+      .view("block_tables", batch.block_tables, {s, b}, kInt)
+      .optional("inverse_frequencies", args.inverse_frequencies, {pairs}, kFloat32);
+  check(d > 0 && q_size % d == 0, ErrorCode::kInvalidArgument, "rope_kv_write: q ", describe(args.q),
+        " is no whole number of heads of size ", d.value);
+  check(2 * pairs <= d, ErrorCode::kInvalidArgument, "rope_kv_write: ", pairs.value,
+        " frequencies rotate more than the head size ", d.value);
+  check(d % 2 == 0 && d <= 2 * kMaxThreads, ErrorCode::kUnsupported, "rope_kv_write: head size ", d.value,
+        ", wanted an even one up to ", 2 * kMaxThreads);
+  check(p > 0, ErrorCode::kInvalidArgument, "rope_kv_write: cache keys ", describe(args.cache.keys),
+        " have blocks of no tokens");
+  Dim qkv_size("(Hq + 2 Hkv) D", q_size + 2 * kv_heads * d);
+  signature.view("qkv", args.qkv, {t, qkv_size}, kBf16);
+}
+
 void rope_kv_write(const RopeKvWriteArgs& args, const BatchView& batch, DeviceContext& device) {
-  check_views(args, batch);
+  check_rope_kv_write(args, batch);
   const Rope rope = describe_rope(args, batch);
   CudaContext& context = cuda_context(device);
   const bool vectors = fits_vectors(rope);
