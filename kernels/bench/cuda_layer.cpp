@@ -1,6 +1,8 @@
-// A whole decoder layer in generation steps of few sequences, where the gaps between kernels count as much as the
-// kernels: as the plan has it, and with the residual sums in the products.
+// A whole decoder layer in generation steps. Of few sequences, where the gaps between kernels count as much as the
+// kernels: with one fusion at a time. Of many, for as long as it takes to meet the GPU's power limit, under which
+// throughput runs are: a kernel that is fast in a cool moment may be slow there, at three quarters of the clock.
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -22,7 +24,9 @@ struct Model {
 constexpr Model kModels[] = {{"llama3-8b", 4096, 32, 8, 128, 14336}, {"llama3-1b", 2048, 32, 8, 64, 8192}};
 constexpr int64_t kSequences[] = {1, 2, 4, 8};
 constexpr int64_t kContext = 256, kBlockSize = 64;
-constexpr int64_t kRows = 32;  // of every activation's memory, as an engine has more rows than a small step fills
+constexpr int64_t kLeastRows = 32;  // of every activation's memory: an engine has more rows than a small step fills
+constexpr int64_t kManySequences = 512, kManyContexts[] = {192, 1536};
+constexpr double kSustainedSeconds = 1.0;
 
 struct Fusions {
   bool sums, rope;
@@ -49,26 +53,28 @@ struct Weights {
 
 class Layer {
  public:
-  Layer(const Model& model, int64_t sequences, cuda::CudaContext& context)
+  Layer(const Model& model, int64_t sequences, int64_t context_length, cuda::CudaContext& context)
       : model_(model),
         sequences_(sequences),
+        rows_(std::max(sequences, kLeastRows)),
+        blocks_(context_length / kBlockSize),
         context_(context),
         weights_(model),
-        hidden_(random_buffer({kRows, model.hidden})),
-        sum_(random_buffer({kRows, model.hidden})),
-        normed_(random_buffer({kRows, model.hidden})),
-        qkv_(random_buffer({kRows, model.qkv()})),
-        q_(random_buffer({kRows, model.attended()})),
-        attended_(random_buffer({kRows, model.attended()})),
-        scratch_(random_buffer({kRows, 2 * model.inner})),
-        inner_(random_buffer({kRows, model.inner})),
-        keys_(random_buffer({sequences * kContext / kBlockSize, model.kv_heads, kBlockSize, model.head_size})),
-        values_(random_buffer({sequences * kContext / kBlockSize, model.kv_heads, kBlockSize, model.head_size})),
-        positions_(int_buffer(std::vector<int32_t>(sequences, kContext - 1))),
+        hidden_(random_buffer({rows_, model.hidden})),
+        sum_(random_buffer({rows_, model.hidden})),
+        normed_(random_buffer({rows_, model.hidden})),
+        qkv_(random_buffer({rows_, model.qkv()})),
+        q_(random_buffer({rows_, model.attended()})),
+        attended_(random_buffer({rows_, model.attended()})),
+        scratch_(random_buffer({rows_, 2 * model.inner})),
+        inner_(random_buffer({rows_, model.inner})),
+        keys_(random_buffer({sequences * blocks_, model.kv_heads, kBlockSize, model.head_size})),
+        values_(random_buffer({sequences * blocks_, model.kv_heads, kBlockSize, model.head_size})),
+        positions_(int_buffer(std::vector<int32_t>(sequences, static_cast<int32_t>(context_length) - 1))),
         owners_(int_buffer(counted(sequences))),
         offsets_(int_buffer(counted(sequences + 1))),
-        lengths_(int_buffer(std::vector<int32_t>(sequences, kContext))),
-        tables_(int_buffer(counted(sequences * kContext / kBlockSize), {sequences, kContext / kBlockSize})),
+        lengths_(int_buffer(std::vector<int32_t>(sequences, static_cast<int32_t>(context_length)))),
+        tables_(int_buffer(counted(sequences * blocks_), {sequences, blocks_})),
         frequencies_(float_buffer(std::vector<float>(model.head_size / 2, 0.01f))) {
     batch_.token_ids = batch_.positions = positions_;
     batch_.token_sequences = owners_;
@@ -76,7 +82,7 @@ class Layer {
     batch_.context_lengths = lengths_;
     batch_.block_tables = tables_;
     batch_.max_query_length = 1;
-    batch_.max_context_length = kContext;
+    batch_.max_context_length = static_cast<int>(context_length);
     batch_.num_generation = static_cast<int>(sequences);
     const std::vector<cuda::LinearShape> shapes = {{model.qkv(), model.hidden},
                                                    {model.hidden, model.attended()},
@@ -89,10 +95,11 @@ class Layer {
   }
 
   double bytes() const { return weights_.bytes(); }
+  double cache_bytes() const { return static_cast<double>(keys_.view.bytes() + values_.view.bytes()); }
 
   void run(const Fusions& fused) {
     norm(fused.sums);
-    cuda::linear({rows(normed_), weights_.qkv, {}, rows(qkv_), kRows}, context_);
+    cuda::linear({rows(normed_), weights_.qkv, {}, rows(qkv_), rows_}, context_);
     const KvCacheView cache{keys_, values_};
     const RopeKvWriteArgs rope{rows(qkv_), frequencies_, 1.0f, false, cache, rows(q_)};
     AttentionArgs attention{};
@@ -108,7 +115,7 @@ class Layer {
     }
     add(fused.sums, attended_, weights_.out);
     norm(fused.sums);
-    cuda::linear_gated({rows(normed_), weights_.gate_up, rows(scratch_), rows(inner_), Activation::kSilu, kRows},
+    cuda::linear_gated({rows(normed_), weights_.gate_up, rows(scratch_), rows(inner_), Activation::kSilu, rows_},
                        context_);
     add(fused.sums, inner_, weights_.down);
   }
@@ -133,13 +140,13 @@ class Layer {
 
   void add(bool sums_fused, const Buffer& x, const Buffer& weight) {
     if (sums_fused)
-      cuda::linear_add({rows(x), weight, {}, rows(hidden_), kRows}, context_);
+      cuda::linear_add({rows(x), weight, {}, rows(hidden_), rows_}, context_);
     else
-      cuda::linear({rows(x), weight, {}, rows(sum_), kRows}, context_);
+      cuda::linear({rows(x), weight, {}, rows(sum_), rows_}, context_);
   }
 
   Model model_;
-  int64_t sequences_;
+  int64_t sequences_, rows_, blocks_;  // blocks of a sequence
   cuda::CudaContext& context_;
   Weights weights_;
   Buffer hidden_, sum_, normed_, qkv_, q_, attended_, scratch_, inner_, keys_, values_;
@@ -150,7 +157,7 @@ class Layer {
 void bench_layer(Bench& bench) {
   for (const Model& model : kModels)
     for (const int64_t sequences : kSequences) {
-      Layer layer(model, sequences, bench.context());
+      Layer layer(model, sequences, kContext, bench.context());
       for (const Fusions& fused : kFusions)
         bench.measure(
             {"layer", concat(model.name, ", S ", sequences, ", context ", kContext, ", ", fused.name), layer.bytes()},
@@ -158,7 +165,19 @@ void bench_layer(Bench& bench) {
     }
 }
 
+void bench_sustained(Bench& bench) {
+  for (const int64_t length : kManyContexts) {
+    Layer layer(kModels[0], kManySequences, length, bench.context());
+    for (const Fusions& fused : {kFusions[0], kFusions[2]})
+      bench.measure_sustained(
+          {"layer", concat(kModels[0].name, ", S ", kManySequences, ", context ", length, ", ", fused.name),
+           layer.bytes() + layer.cache_bytes(), layer.bytes() * kManySequences},
+          [&](int) { layer.run(fused); }, 1, kSustainedSeconds);
+  }
+}
+
 const Registered kCases("layer", bench_layer);
+const Registered kSustained("layer_sustained", bench_sustained);
 
 }  // namespace
 }  // namespace inflight::bench
