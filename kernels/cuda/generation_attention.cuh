@@ -49,13 +49,13 @@ __global__ void __launch_bounds__(kGenerationThreads, Tile::kBlocksPerSm)
   auto* const angles = reinterpret_cast<float2*>(rope);
   const NewToken<Tile> token{reinterpret_cast<uint16_t*>(rope + Tile::kAngleBytes)};
   let_next_start();
-  const PlanEntry entry = load_entry(p.plan, blockIdx.x);  // whose kernel let nothing start before it was written
+  const PlanEntry entry = load_entry(p.plan, blockIdx.x);  // see "Rules of a kernel" in README.md: the one exception
   prefetch_slice<D>(p, entry, slice_block(entry, warp), warp, lane);
   if (kRope && entry.units_left > 0) make_angles<Tile>(p, entry.length - 1, angles, lane);
   wait_for_previous();
   Cursor<kInvariant> at(entry);
   SliceFinder<kInvariant> finder{at, warp, lane, slice_block(entry, warp)};
-  KeySlice<D> keys{};
+  KeySlice<D> keys{};  // zeros where there is no slice to load, never another sequence's
   ValueSlice<D> values{};
   QueryRows<Tile> rows;
   rows.shared = reinterpret_cast<uint4*>(shared + Tile::kRowsAt + warp * Tile::kRowsBytes);
@@ -95,7 +95,10 @@ __global__ void __launch_bounds__(kGenerationThreads, Tile::kBlocksPerSm)
     }
     finder.advance(p);
     vector = finder.vector(p);
-    if (vector >= 0) keys.load(p.keys + vector * D, lane);
+    if (vector >= 0)
+      keys.load(p.keys + vector * D, lane);
+    else
+      keys.clear();
     if (writes) token.put_value(values, newest - slice.position, cached < 0 ? nullptr : p.rope.values + cached, lane);
     const bool piece_ends = at.ends_piece();
     const Cursor<kInvariant> last = at;
@@ -109,7 +112,10 @@ __global__ void __launch_bounds__(kGenerationThreads, Tile::kBlocksPerSm)
       if (!slice.all) values.clear_hidden(last.extent, slice.position, lane);
       add_values<Tile>(softmax, values, scores);
     }
-    if (vector >= 0) values.load(p.values + vector * D, lane);
+    if (vector >= 0)
+      values.load(p.values + vector * D, lane);
+    else
+      values.clear();
     if (!piece_ends) continue;
     const Piece piece(p, last, piece_begin, opened, at.units_left == 0, entry.sharers);
     finish_piece<Tile>(p, piece, softmax, shared);
@@ -118,6 +124,7 @@ __global__ void __launch_bounds__(kGenerationThreads, Tile::kBlocksPerSm)
     piece_begin = at.tile;
     opened = opened || last.ends_pair();
   }
+  if constexpr (kRope) wait_for_copies<0>();  // a token that another block turned out to have the slice of
   if (entry.padding) write_zeros(p, p.kv_heads * p.group * D);
 }
 

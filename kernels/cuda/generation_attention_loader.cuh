@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/generation_attention_tile.cuh"
 
-/// How the warps of generation attention get keys and values into shared memory.
+/// How the warps of generation attention get keys and values into their registers.
 namespace inflight::cuda {
 
 /// Which tokens of a warp's slice of a tile are visible.
@@ -70,6 +70,12 @@ __device__ __forceinline__ void stream_some(uint32_t (&to)[4], const uint16_t* f
   for (int i = 0; i < kWords; ++i) to[i] = some[i];
 }
 
+/// Zeros, in a branch of their own: left to itself the compiler writes zeros before every load, in case there is none.
+__device__ __forceinline__ void clear_words(uint32_t* words, int count) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("mov.b32 %0, 0;" : "=r"(words[i]));
+}
+
 /// Keeps the compiler from working out every address anew: what is added to it later are constants.
 __device__ __forceinline__ const uint16_t* lane_address(const uint16_t* address) {
   asm("" : "+l"(address));
@@ -94,6 +100,8 @@ struct KeySlice {
         stream_some<Along<D>::words(kWhole)>(words[kWhole][half], from + half * 8 * D);
     }
   }
+
+  __device__ __forceinline__ void clear() { clear_words(&words[0][0][0], sizeof(words) / 4); }
 
   /// The left operand of a step: 16 tokens by 16 elements.
   __device__ __forceinline__ void operand(int step, uint32_t (&left)[4]) const {
@@ -123,6 +131,8 @@ struct ValueSlice {
         stream_some<Across<D>::words(kWhole)>(words[kWhole][i], from + (i % 2 + i / 2 * 8) * D);
     }
   }
+
+  __device__ __forceinline__ void clear() { clear_words(&words[0][0][0], sizeof(words) / 4); }
 
   /// The left operand of a tile: 16 elements by 16 tokens.
   __device__ __forceinline__ void operand(int tile, uint32_t (&left)[4]) const {

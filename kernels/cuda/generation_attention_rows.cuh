@@ -28,9 +28,10 @@ __device__ __forceinline__ void rotate_words(uint32_t (&low)[4], uint32_t (&high
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float4 two = *reinterpret_cast<const float4*>(angles + 2 * i);  // cosine, sine, cosine, sine
-    const float a = bf16_low(low[i]), b = bf16_low(high[i]), c = bf16_high(low[i]), d = bf16_high(high[i]);
-    low[i] = to_bf16_pair(a * two.x - b * two.y, c * two.z - d * two.w);
-    high[i] = to_bf16_pair(b * two.x + a * two.y, d * two.z + c * two.w);
+    const RotatedPair even = rotate(bf16_low(low[i]), bf16_low(high[i]), two.x, two.y);
+    const RotatedPair odd = rotate(bf16_high(low[i]), bf16_high(high[i]), two.z, two.w);
+    low[i] = to_bf16_pair(even.first, odd.first);
+    high[i] = to_bf16_pair(even.second, odd.second);
   }
 }
 

@@ -17,4 +17,14 @@ __device__ __forceinline__ Angle cosine_and_sine(float angle) {
   return {__cosf(rest), __sinf(rest)};
 }
 
+struct RotatedPair {
+  float first, second;
+};
+
+/// With every rounding spelled out: what a compiler makes of the sums differs from kernel to kernel, and the keys of a
+/// token must not show which one wrote them.
+__device__ __forceinline__ RotatedPair rotate(float first, float second, float cosine, float sine) {
+  return {fmaf(first, cosine, -__fmul_rn(second, sine)), fmaf(second, cosine, __fmul_rn(first, sine))};
+}
+
 }  // namespace inflight::cuda

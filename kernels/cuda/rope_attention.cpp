@@ -23,13 +23,11 @@ void check_shared(const RopeKvWriteArgs& rope, const AttentionArgs& args) {
 void rope_attention(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,
                     DeviceContext& device) {
   check_shared(rope, args);
+  check_attention(args, batch);
+  check_rope_kv_write(rope, batch);
   CudaContext& context = cuda_context(device);
   const bool generates_only = batch.num_generation == rope.qkv.shape[0];
-  if (generates_only && takes_rope(rope, args, context)) {
-    check_attention(args, batch);
-    check_rope_kv_write(rope, batch);
-    return generation_attention(rope, args, batch, context);
-  }
+  if (generates_only && takes_rope(rope, args, context)) return generation_attention(rope, args, batch, context);
   rope_kv_write(rope, batch, device);
   attention(args, batch, device);
 }

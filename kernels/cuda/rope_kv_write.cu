@@ -104,8 +104,9 @@ __global__ void __launch_bounds__(kMaxThreads) rotate_and_write(const Rope rope)
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         const int a = kInterleaved ? 2 * i : i, b = kInterleaved ? 2 * i + 1 : i + kWidth;
-        out[a] = in[a] * angle[i].cosine - in[b] * angle[i].sine;
-        out[b] = in[b] * angle[i].cosine + in[a] * angle[i].sine;
+        const RotatedPair pair = rotate(in[a], in[b], angle[i].cosine, angle[i].sine);
+        out[a] = pair.first;
+        out[b] = pair.second;
       }
       bits[k][0] = Group::pack(out);
       bits[k][1] = Group::pack(out + kWidth);

@@ -185,5 +185,16 @@ TEST_F(RopeAttentionGpu, NamesWhatDoesNotFit) {
   EXPECT_TRUE(error(q, {batch.keys(), other.values()}).starts_with("rope_attention: values of the attention is "));
 }
 
+// One in tens of thousands differs where a kernel contracts the sums of a rotation its own way.
+TEST_F(RopeAttentionGpu, HalfAMillionKeysHaveTheBitsOfRopeKvWrite) {
+  Random random;
+  for (const int head_size : {64, 128}) {
+    Case c{8, 8, head_size};
+    c.window = 1;  // the past costs nothing
+    const Step step(c, std::vector<int>(512, 50), {}, random);
+    EXPECT_TRUE(same_bits(on_gpu(step, gpu()).keys, on_gpu(step, gpu(), run_apart).keys)) << "head size " << head_size;
+  }
+}
+
 }  // namespace
 }  // namespace inflight::test::rope_attention

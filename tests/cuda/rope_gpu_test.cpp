@@ -1,3 +1,5 @@
+#include <numeric>
+
 #include "kernels/cuda/ops.h"
 #include "tests/cuda/gpu_harness.h"
 #include "tests/kernels/paged_batch.h"
@@ -73,6 +75,33 @@ Values read_head(const PagedBatch& batch, const Tensor& pool, int token, int hea
   Values out(head_size);
   for (int i = 0; i < head_size; ++i) out[i] = pool[batch.at(batch.sequence(token), batch.position(token), head, i)];
   return out;
+}
+
+/// The keys that `tokens` sequences of one token each leave, each in a block of its own.
+Tensor keys_of(const Case& c, const Tensor& qkv, int tokens) {
+  const int d = c.head_size;
+  const auto counted = [&](int start) {
+    std::vector<int32_t> list(tokens);
+    std::iota(list.begin(), list.end(), start);
+    return list;
+  };
+  const GpuTensor positions(Tensor::ints(counted(100))), owners(Tensor::ints(counted(0))),
+      lengths(Tensor::ints(counted(101))), table(frequencies(c.pairs, c.base));
+  std::vector<int32_t> blocks;  // [tokens, 8], of 64: all that a sequence has lies in one block
+  for (int t = 0; t < tokens; ++t) blocks.insert(blocks.end(), 8, t);
+  const GpuTensor tables(Tensor::ints(blocks));
+  const GpuTensor keys(DType::kBfloat16, {tokens, c.kv_heads, 64, d}),
+      values(DType::kBfloat16, {tokens, c.kv_heads, 64, d});
+  const GpuTensor qkv_gpu(qkv), q(DType::kBfloat16, {tokens, c.heads * d});
+  BatchView batch;
+  batch.token_ids = batch.positions = positions;
+  batch.token_sequences = owners;
+  batch.context_lengths = lengths;
+  batch.block_tables = TensorView(tables.view().data, DType::kInt32, {tokens, 8});
+  TensorView rows = qkv_gpu;
+  rows.shape[0] = tokens;
+  cuda::rope_kv_write({rows, table, c.scale, c.interleaved, {keys, values}, q}, batch, gpu());
+  return keys.host();
 }
 
 void check_case(const Case& c, const std::vector<Chunk>& chunks, Random& random) {
@@ -184,6 +213,18 @@ TEST_F(RopeKvWriteGpu, NamesWhatDoesNotFit) {
   EXPECT_EQ(error_of(ErrorCode::kInvalidArgument,
                      [&] { cuda::rope_kv_write({wide, table, 1, false, batch.cache(), q}, batch.view(), gpu()); }),
             "rope_kv_write: 5 frequencies rotate more than the head size 8");
+}
+
+// Few tokens and many are different kernels, as are sizes that allow vectors and those that do not.
+TEST_F(RopeKvWriteGpu, ATokensKeyHasTheSameBitsInAnyCompany) {
+  constexpr int kMany = 300;
+  Random random;
+  for (const Case& c : {Case{8, 8, 96, 12}, Case{8, 8, 128, 64}, Case{8, 8, 64, 15, true}}) {
+    const Tensor qkv = Tensor::random(DType::kBfloat16, {kMany, (c.heads + 2 * c.kv_heads) * c.head_size}, random);
+    const Tensor alone = keys_of(c, qkv, 1), together = keys_of(c, qkv, kMany);
+    EXPECT_EQ(std::memcmp(alone.view().data, together.view().data, alone.view().bytes()), 0)
+        << c.pairs << " pairs of head size " << c.head_size;
+  }
 }
 
 }  // namespace

@@ -22,8 +22,9 @@ struct BatchView {
   TensorView virtual_rows;     // [R, hidden size]: their embeddings, of the activations' dtype
   int max_query_length = 0;    // most new tokens of one sequence
   int max_context_length = 0;
-  int num_generation =
-      0;  // leading sequences with exactly one new token; a device may have a kernel of its own for them
+  /// Leading sequences with exactly one new token: token i is sequence i's, at position context_lengths[i] - 1. A
+  /// device may have a kernel of its own for them.
+  int num_generation = 0;
   bool logits_rows_are_all_tokens = false;  // that L = T and logits_rows[i] = i is known; no promise where false
 
   int64_t num_tokens() const { return token_ids.shape[0]; }

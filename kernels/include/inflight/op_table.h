@@ -30,7 +30,8 @@ struct OpTable {
   void (*add)(const AddArgs&, DeviceContext&) = nullptr;
   void (*rope_kv_write)(const RopeKvWriteArgs&, const BatchView&, DeviceContext&) = nullptr;
   void (*attention)(const AttentionArgs&, const BatchView&, DeviceContext&) = nullptr;
-  /// Both of the above in this order, where they have one q and one cache. What q holds afterwards is not said.
+  /// Both of the above in this order, where they have one q and one cache. What q holds afterwards is not said. The KV
+  /// block of a new token belongs to its sequence alone: others may read theirs while it is written.
   void (*rope_attention)(const RopeKvWriteArgs&, const AttentionArgs&, const BatchView&,
                          DeviceContext&) = nullptr;  // may be null: rope_kv_write, then attention
   /// In order: a copy may read what an earlier one wrote. `host_layers`: as many layers of the same heads, blocks and
