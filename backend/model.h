@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "backend/live_requests.h"
+#include "backend/loaded_model.h"
 #include "backend/metrics.h"
 #include "backend/model_config.h"
 #include "backend/model_parameters.h"
@@ -43,6 +44,7 @@ class Model {
  private:
   std::unique_ptr<TextModel> start_late(TRITONBACKEND_Model* model) const;
 
+  LoadedModel loaded_;
   ModelConfig config_;
   ModelParameters parameters_;
   TextParameters text_parameters_;
