@@ -38,7 +38,8 @@ constexpr Kernel kernel_of() {
                 {generation_attention_kernel<Tile, false, false>, generation_attention_kernel<Tile, true, false>},
                 Tile::kBytes,
                 Tile::kBlocksPerSm};
-  if constexpr (D % 64 == 0) kernel.runs[2] = generation_attention_kernel<Tile, false, true>;
+  if constexpr (D % 64 == 0)
+    kernel.runs[static_cast<int>(Mode::kRope)] = generation_attention_kernel<Tile, false, true>;
   return kernel;
 }
 
