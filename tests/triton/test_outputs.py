@@ -117,7 +117,8 @@ def test_perf_metrics_of_first_and_repeated_prompt(served, heldout_ids):
         assert times == sorted(times)
         assert times[-1] - times[0] < took
         assert outputs["acceptance_rate"].item() == 0.0
-    assert counts == [[4, 4, 0], [1, 1, 4]]
+    assert counts[0] in ([4, 4, 0], [4, 4, 1])  # 1: an earlier prompt of the server's began with the same token
+    assert counts[1] == [1, 1, 4]
 
 
 def test_perf_metrics_of_text_models(served):
