@@ -163,7 +163,8 @@ void bench_sustained(Bench& bench) {
         {"read", "2 GiB", static_cast<double>(source.view.bytes())},
         [&](int) { read_all(source, sums, bench.context()); }, 1, kSustainedSeconds);
   }
-  for (const int32_t length : {192, 1500}) bench_workload(bench, equal(512, length, kLlama8b), kSustainedSeconds);
+  for (const Heads& heads : {kLlama8b, kLlama1b})
+    for (const int32_t length : {192, 1500}) bench_workload(bench, equal(512, length, heads), kSustainedSeconds);
 }
 
 const Registered kCases("generation_attention", bench_generation_attention);

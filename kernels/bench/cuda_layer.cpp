@@ -22,8 +22,8 @@ struct Model {
 };
 
 constexpr Model kModels[] = {{"llama3-8b", 4096, 32, 8, 128, 14336}, {"llama3-1b", 2048, 32, 8, 64, 8192}};
-constexpr int64_t kSequences[] = {1, 2, 4, 8};
-constexpr int64_t kContext = 256, kBlockSize = 64;
+constexpr int64_t kSequences[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
+constexpr int64_t kContexts[] = {256, 1024}, kBlockSize = 64;
 constexpr int64_t kLeastRows = 32;  // of every activation's memory: an engine has more rows than a small step fills
 constexpr int64_t kManySequences = 512, kManyContexts[] = {192, 1536};
 constexpr double kSustainedSeconds = 1.0;
@@ -156,13 +156,15 @@ class Layer {
 
 void bench_layer(Bench& bench) {
   for (const Model& model : kModels)
-    for (const int64_t sequences : kSequences) {
-      Layer layer(model, sequences, kContext, bench.context());
-      for (const Fusions& fused : kFusions)
-        bench.measure(
-            {"layer", concat(model.name, ", S ", sequences, ", context ", kContext, ", ", fused.name), layer.bytes()},
-            [&](int) { layer.run(fused); }, 1);
-    }
+    for (const int64_t length : kContexts)
+      for (const int64_t sequences : kSequences) {
+        Layer layer(model, sequences, length, bench.context());
+        for (const Fusions& fused : kFusions)
+          bench.measure(
+              {"layer", concat(model.name, ", S ", sequences, ", context ", length, ", ", fused.name),
+               layer.bytes() + layer.cache_bytes(), layer.bytes() * static_cast<double>(sequences)},
+              [&](int) { layer.run(fused); }, 1);
+      }
 }
 
 void bench_sustained(Bench& bench) {

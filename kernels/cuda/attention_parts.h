@@ -24,9 +24,10 @@ void generation_attention(const AttentionArgs& args, const BatchView& batch, Cud
 void generation_attention(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,
                           CudaContext& context);
 
-/// Whether there is a kernel for that: whole heads rotated in halves, no sinks, not batch-invariant (where the ops
-/// apart must not differ by a rounding).
-bool takes_rope(const RopeKvWriteArgs& rope, const AttentionArgs& args, const CudaContext& context);
+/// Whether there is a kernel for that, and it pays: whole heads rotated in halves, no sinks, not batch-invariant (where
+/// the ops apart must not differ by a rounding), and few sequences.
+bool takes_rope(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,
+                const CudaContext& context);
 
 /// Rows [num_generation, T) of args.q and args.out: the tokens of sequences [num_generation, S).
 void context_attention(const AttentionArgs& args, const BatchView& batch, CudaContext& context);

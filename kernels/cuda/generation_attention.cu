@@ -13,6 +13,9 @@ namespace {
 constexpr float kLog2e = 1.44269504f;
 constexpr int kMaxPlans = 16;             // layers of different heads or windows in one step
 constexpr int kMaxPlanBytes = 48 * 1024;  // of the plan kernel's shared memory
+// (Sequence, head) pairs a block beyond which rotating in the attention, where each pair's first scores wait for it,
+// takes longer than a kernel of its own: measured, README.md.
+constexpr int kMostFusedPairs = 2;
 
 enum class Mode { kPlain, kInvariant, kRope };
 constexpr int kModes = 3;
@@ -257,11 +260,14 @@ void generation_attention(const AttentionArgs& args, const BatchView& batch, Cud
   if (batch.num_generation > 0) run_generation(args, nullptr, batch, context);
 }
 
-bool takes_rope(const RopeKvWriteArgs& rope, const AttentionArgs& args, const CudaContext& context) {
+bool takes_rope(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,
+                const CudaContext& context) {
   const int64_t d = args.cache.head_size();
+  const Kernel& kernel = kernel_for(d, group_of(args));
+  const int64_t pairs = params_of(args, batch, kernel).shape.heads * int64_t{batch.num_generation};
   return !runs_invariant(args.window > 0 ? args.sinks : 0, context) && rope.inverse_frequencies &&
-         rope.inverse_frequencies.shape[0] * 2 == d && !rope.interleaved &&
-         kernel_for(d, group_of(args)).run(Mode::kRope) != nullptr && allows_vectors(0, {rope.qkv.data});
+         rope.inverse_frequencies.shape[0] * 2 == d && !rope.interleaved && kernel.run(Mode::kRope) != nullptr &&
+         pairs <= int64_t{kMostFusedPairs} * kernel.grid(context) && allows_vectors(0, {rope.qkv.data});
 }
 
 void generation_attention(const RopeKvWriteArgs& rope, const AttentionArgs& args, const BatchView& batch,

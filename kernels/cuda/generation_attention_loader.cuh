@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/generation_attention_tile.cuh"
 
-/// How the warps of generation attention get keys and values into their registers.
+/// How the warps of generation attention get keys and values into shared memory and from there into their registers.
 namespace inflight::cuda {
 
 /// Which tokens of a warp's slice of a tile are visible.
@@ -33,75 +33,99 @@ __device__ __forceinline__ int64_t first_vector(const GenerationParams& p, int b
 
 /// Asks for the share's first slice on its way to the L2 cache.
 template <int D>
-__device__ __forceinline__ void prefetch_slice(const GenerationParams& p, const PlanEntry& entry, int block, int warp,
-                                               int lane) {
-  if (entry.units_left == 0 || static_cast<unsigned>(block) >= static_cast<unsigned>(p.num_blocks)) return;
-  const int position = entry.tile * static_cast<int>(kTileTokens) + warp * kSliceTokens;
-  const int64_t vector = first_vector(p, block, entry.head, position);
+__device__ __forceinline__ void prefetch_slice(const GenerationParams& p, int64_t vector, int lane) {
+  if (vector < 0) return;
   for (int i = lane * 64; i < kSliceTokens * D; i += 32 * 64) {
     prefetch_line(p.keys + vector * D + i);
     prefetch_line(p.values + vector * D + i);
   }
 }
 
-/// Neighbouring elements, past the L1 cache: nobody else on the multiprocessor wants them.
-template <int kWords>
-__device__ __forceinline__ void stream_words(uint32_t (&to)[kWords], const uint16_t* from) {
-  if constexpr (kWords == 4)
-    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "l"(from)
-                 : "memory");
-  else if constexpr (kWords == 2)
-    asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(to[0]), "=r"(to[1])
-                 : "l"(from)
-                 : "memory");
-  else
-    asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(to[0]) : "l"(from) : "memory");
-}
+/// A warp's slices on their way from the pools: kStages of them in shared memory, in the layout of Tile.
+template <typename Tile>
+class SliceRing {
+ public:
+  __device__ __forceinline__ SliceRing(unsigned char* memory, int lane)
+      : memory_(memory), to_(shared_address(memory)), lane_(lane) {}
 
-/// The leading kWords of four.
-template <int kWords>
-__device__ __forceinline__ void stream_some(uint32_t (&to)[4], const uint16_t* from) {
-  uint32_t some[kWords];
-  stream_words<kWords>(some, from);
+  /// Starts the copies of a slice from its first vector on, of zeros if that is -1; the stage must have been taken.
+  __device__ __forceinline__ void start(const GenerationParams& p, int64_t vector) {
+    const bool there = vector >= 0;
+    const int64_t first = (there ? vector : 0) * Tile::D + lane_ * 8;
+    const uint32_t to = to_ + stage_ * Tile::kStageBytes;
 #pragma unroll
-  for (int i = 0; i < kWords; ++i) to[i] = some[i];
-}
-
-/// Zeros, in a branch of their own: left to itself the compiler writes zeros before every load, in case there is none.
-__device__ __forceinline__ void clear_words(uint32_t* words, int count) {
+    for (int i = 0; i < kCopies; ++i) copy_16_bytes(to + place<KeyLayout<Tile>>(i), p.keys + first + i * 256, there);
 #pragma unroll
-  for (int i = 0; i < count; ++i) asm volatile("mov.b32 %0, 0;" : "=r"(words[i]));
-}
+    for (int i = 0; i < kCopies; ++i)
+      copy_16_bytes(to + Tile::kSliceBytes + place<ValueLayout<Tile>>(i), p.values + first + i * 256, there);
+    close();
+  }
 
-/// Keeps the compiler from working out every address anew: what is added to it later are constants.
-__device__ __forceinline__ const uint16_t* lane_address(const uint16_t* address) {
-  asm("" : "+l"(address));
-  return address;
+  /// Counts as a slice that is started and never looked at.
+  __device__ __forceinline__ void skip() { close(); }
+
+  /// Waits for the oldest slice, which keys() and values() then are.
+  __device__ __forceinline__ void wait() const {
+    wait_for_copies<Tile::kStages - 1>();
+    __syncwarp();
+  }
+  __device__ __forceinline__ const unsigned char* keys() const { return memory_ + stage_ * Tile::kStageBytes; }
+  __device__ __forceinline__ const unsigned char* values() const { return keys() + Tile::kSliceBytes; }
+
+ private:
+  static constexpr int kCopies = kSliceTokens * Tile::kChunks / 32;
+
+  template <typename Layout>
+  __device__ __forceinline__ uint32_t place(int i) const {
+    const unsigned chunk = i * 32 + lane_;
+    if constexpr (!Tile::kSwizzled) return chunk * 16;
+    return Layout::offset(chunk / Tile::kChunks, chunk % Tile::kChunks);
+  }
+
+  __device__ __forceinline__ void close() {
+    close_copies();
+    stage_ = stage_ + 1 == Tile::kStages ? 0 : stage_ + 1;
+  }
+
+  unsigned char* memory_;
+  uint32_t to_;
+  int lane_;
+  int stage_ = 0;  // of the oldest slice; once that is taken, of the next to start
+};
+
+/// Words of a lane that are neighbours in shared memory: 4, 2 or 1.
+template <int kWords>
+__device__ __forceinline__ void read_words(uint32_t (&to)[4], const unsigned char* from) {
+  if constexpr (kWords == 4) {
+    const uint4 all = *reinterpret_cast<const uint4*>(from);
+    to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
+  } else if constexpr (kWords == 2) {
+    const uint2 all = *reinterpret_cast<const uint2*>(from);
+    to[0] = all.x, to[1] = all.y;
+  } else {
+    to[0] = *reinterpret_cast<const uint32_t*>(from);
+  }
 }
 
 /// The keys of a slice: the lane's elements of tokens lane / 4 and lane / 4 + 8.
-template <int D>
+template <typename Tile>
 struct KeySlice {
+  static constexpr int D = Tile::D;
+
   uint32_t words[Along<D>::kChunks][2][4];
 
-  __device__ __forceinline__ void load(const uint16_t* keys, int lane) {
-    constexpr int kWhole = D / 32;
-    const uint16_t* from = lane_address(keys + lane / 4 * D + Along<D>::first(0, lane % 4));
+  /// From the slice's place in shared memory.
+  __device__ __forceinline__ void take(const unsigned char* keys, int lane) {
 #pragma unroll
-    for (int i = 0; i < 2 * kWhole; ++i)  // neighbours in memory one after the other
-      stream_words<4>(words[i % kWhole][i / kWhole], from + i % kWhole * 32 + i / kWhole * 8 * D);
-    if constexpr (Along<D>::kChunks > kWhole) {
-      from = lane_address(keys + lane / 4 * D + Along<D>::first(kWhole, lane % 4));
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        stream_some<Along<D>::words(kWhole)>(words[kWhole][half], from + half * 8 * D);
+      for (int chunk = 0; chunk < D / 32; ++chunk)
+        read_words<4>(words[chunk][half], keys + KeyLayout<Tile>::offset(lane / 4 + half * 8, chunk * 4 + lane % 4));
+      if constexpr (D % 32 != 0)
+        read_words<2>(words[D / 32][half],
+                      keys + KeyLayout<Tile>::offset(lane / 4 + half * 8, D / 32 * 4 + lane % 4 / 2) + lane % 2 * 8);
     }
   }
-
-  __device__ __forceinline__ void clear() { clear_words(&words[0][0][0], sizeof(words) / 4); }
 
   /// The left operand of a step: 16 tokens by 16 elements.
   __device__ __forceinline__ void operand(int step, uint32_t (&left)[4]) const {
@@ -112,27 +136,29 @@ struct KeySlice {
 };
 
 /// The values of a slice: the lane's elements of tokens 2 (lane % 4), the next, and the two that are 8 on.
-template <int D>
+template <typename Tile>
 struct ValueSlice {
+  static constexpr int D = Tile::D;
+
   uint32_t words[Across<D>::kChunks][4][4];
 
   static __device__ __forceinline__ int token(int i, int lane) { return lane % 4 * 2 + i % 2 + i / 2 * 8; }
 
-  __device__ __forceinline__ void load(const uint16_t* values, int lane) {
-    constexpr int kWhole = D / 64;
-    const uint16_t* from = lane_address(values + lane % 4 * 2 * D + Across<D>::first(0, lane / 4));
+  /// From the slice's place in shared memory.
+  __device__ __forceinline__ void take(const unsigned char* values, int lane) {
+    constexpr int kRest = D % 64 / 16;  // words of the last chunk
 #pragma unroll
-    for (int i = 0; i < 4 * kWhole; ++i)
-      stream_words<4>(words[i / 4][i % 4], from + i / 4 * 64 + (i % 2 + i % 4 / 2 * 8) * D);
-    if constexpr (Across<D>::kChunks > kWhole) {
-      from = lane_address(values + lane % 4 * 2 * D + Across<D>::first(kWhole, lane / 4));
+    for (int i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        stream_some<Across<D>::words(kWhole)>(words[kWhole][i], from + (i % 2 + i / 2 * 8) * D);
+      for (int chunk = 0; chunk < D / 64; ++chunk)
+        read_words<4>(words[chunk][i], values + ValueLayout<Tile>::offset(token(i, lane), chunk * 8 + lane / 4));
+      if constexpr (kRest > 0) {
+        const int byte = lane / 4 * kRest * 4;
+        read_words<kRest>(words[D / 64][i],
+                          values + ValueLayout<Tile>::offset(token(i, lane), D / 64 * 8 + byte / 16) + byte % 16);
+      }
     }
   }
-
-  __device__ __forceinline__ void clear() { clear_words(&words[0][0][0], sizeof(words) / 4); }
 
   /// The left operand of a tile: 16 elements by 16 tokens.
   __device__ __forceinline__ void operand(int tile, uint32_t (&left)[4]) const {
@@ -157,7 +183,7 @@ struct ValueSlice {
   }
 };
 
-/// Finds a warp's slices in the pools, a slice ahead of what it computes.
+/// Finds a warp's slices in the pools, as many ahead of what it computes as its ring holds.
 template <bool kInvariant>
 struct SliceFinder {
   Cursor<kInvariant> at;

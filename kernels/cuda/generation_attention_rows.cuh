@@ -122,36 +122,41 @@ struct QueryRows {
 };
 
 /// The key and the value of a sequence's new token in one KV head on their way to the cache, and to the slice that
-/// holds its position. They wait in shared memory, `memory` [2, D] of the warp, not rotated yet.
+/// holds its position. Not rotated yet, they arrive in registers and wait in shared memory, [2, D] of the warp.
 template <typename Tile>
-struct NewToken {
+class NewToken {
+ public:
   static constexpr int D = Tile::D;
 
-  uint16_t* memory;
+  __device__ __forceinline__ explicit NewToken(unsigned char* memory) : memory_(reinterpret_cast<uint16_t*>(memory)) {}
 
-  __device__ __forceinline__ void load(const GenerationParams& p, int sequence, int head, int lane) const {
-    __syncwarp();  // all lanes have read the one before
+  __device__ __forceinline__ void load(const GenerationParams& p, int sequence, int head, int lane) {
     const int64_t vector =
         static_cast<int64_t>(sequence) * (p.group + 2) * p.kv_heads + p.group * p.kv_heads + HeadRows(p, head).kv_head;
 #pragma unroll
-    for (int i = lane; i < D / 4; i += 32) {
+    for (int part = 0; part < kParts; ++part) {
+      const int i = part * 32 + lane;
+      if (i >= D / 4) continue;
       const int64_t source = (i < D / 8 ? vector : vector + p.kv_heads) * D + i % (D / 8) * 8;
-      copy_16_bytes(shared_address(memory + i * 8), p.q + source, true);
+      words_[part] = __ldcg(reinterpret_cast<const uint4*>(p.q + source));
     }
-    close_copies();
   }
 
-  __device__ __forceinline__ void wait() const {
-    wait_for_copies<0>();
+  /// Makes what was loaded ready for put_key and put_value.
+  __device__ __forceinline__ void publish(int lane) const {
+    __syncwarp();  // all lanes have read the one before
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+      if (part * 32 + lane < D / 4) reinterpret_cast<uint4*>(memory_)[part * 32 + lane] = words_[part];
     __syncwarp();
   }
 
   /// Rotates the key over token `row` of the slice and writes it to `cached`, unless that is null.
-  __device__ __forceinline__ void put_key(KeySlice<D>& keys, int row, const float2* angles, uint16_t* cached,
+  __device__ __forceinline__ void put_key(KeySlice<Tile>& keys, int row, const float2* angles, uint16_t* cached,
                                           int lane) const {
     uint32_t key[Along<D>::kChunks][4];
 #pragma unroll
-    for (int chunk = 0; chunk < D / 32; ++chunk) read(key[chunk], memory + Along<D>::first(chunk, lane % 4));
+    for (int chunk = 0; chunk < D / 32; ++chunk) read(key[chunk], memory_ + Along<D>::first(chunk, lane % 4));
 #pragma unroll
     for (int chunk = 0; chunk < D / 64; ++chunk)
       rotate_words(key[chunk], key[chunk + D / 64], angles + Along<D>::first(chunk, lane % 4));
@@ -164,15 +169,15 @@ struct NewToken {
     }
   }
 
-  __device__ __forceinline__ void put_value(ValueSlice<D>& values, int row, uint16_t* cached, int lane) const {
+  __device__ __forceinline__ void put_value(ValueSlice<Tile>& values, int row, uint16_t* cached, int lane) const {
 #pragma unroll
     for (int chunk = 0; chunk < D / 64; ++chunk) {
       uint32_t value[4];
-      read(value, memory + D + Across<D>::first(chunk, lane / 4));
+      read(value, memory_ + D + Across<D>::first(chunk, lane / 4));
       if (cached && lane % 4 == 0) write(cached + Across<D>::first(chunk, lane / 4), value);
 #pragma unroll
       for (int i = 0; i < 16; ++i)
-        if (row == ValueSlice<D>::token(i / 4, lane)) values.words[chunk][i / 4][i % 4] = value[i % 4];
+        if (row == ValueSlice<Tile>::token(i / 4, lane)) values.words[chunk][i / 4][i % 4] = value[i % 4];
     }
   }
 
@@ -184,6 +189,11 @@ struct NewToken {
   static __device__ __forceinline__ void write(uint16_t* to, const uint32_t (&from)[4]) {
     *reinterpret_cast<uint4*>(to) = make_uint4(from[0], from[1], from[2], from[3]);
   }
+
+  static constexpr int kParts = (D / 4 + 31) / 32;
+
+  uint16_t* memory_;
+  uint4 words_[kParts]{};
 };
 
 }  // namespace inflight::cuda

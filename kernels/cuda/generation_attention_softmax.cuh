@@ -37,7 +37,7 @@ struct RunningSoftmax {
 
 /// scores[t][e]: token lane / 4 + 8 (e / 2) of the slice, head 8 t + 2 (lane % 4) + e % 2, not yet scaled.
 template <typename Tile>
-__device__ __forceinline__ void score_slice(const QueryRows<Tile>& rows, const KeySlice<Tile::D>& keys, int lane,
+__device__ __forceinline__ void score_slice(const QueryRows<Tile>& rows, const KeySlice<Tile>& keys, int lane,
                                             float (&scores)[Tile::kHeadTiles][4]) {
   float odd[Tile::kHeadTiles][4] = {};  // two chains of products are shorter than one
 #pragma unroll
@@ -123,7 +123,7 @@ __device__ __forceinline__ void weigh(RunningSoftmax<Tile>& softmax, float (&sco
 }
 
 template <typename Tile>
-__device__ __forceinline__ void add_values(RunningSoftmax<Tile>& softmax, const ValueSlice<Tile::D>& values,
+__device__ __forceinline__ void add_values(RunningSoftmax<Tile>& softmax, const ValueSlice<Tile>& values,
                                            const float (&weights)[Tile::kHeadTiles][4]) {
   uint32_t right[Tile::kHeadTiles][2];
 #pragma unroll

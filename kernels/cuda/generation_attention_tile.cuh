@@ -58,15 +58,30 @@ struct HeadRows {
   }
 };
 
-/// The sizes of a kernel. Shared memory of a block: the buffer in which the warps' results meet, then what a rotation
-/// needs (for each warp the angles of a position and the new token's key and value), then the query heads where they do
-/// not fit in registers. Keys and values themselves go from memory to registers.
+/// As registers and shared memory allow.
+constexpr int generation_blocks_per_sm(int head_size, int head_tiles) {
+  if (head_size == 64) return head_tiles == 1 ? 4 : 3;
+  if (head_size == 80 && head_tiles == 1) return 4;
+  if (head_size < 128) return head_tiles == 1 ? 3 : 2;
+  return head_size == 128 ? 2 : 1;
+}
+
+/// The sizes of a kernel. Shared memory of a block: a ring of kStages slices (keys, then values) for each warp, then
+/// the buffer in which the warps' results meet, then what a rotation needs (for each warp the angles of a position and
+/// the new token's key and value), then the query heads where they do not fit in registers. In a slice of vectors of a
+/// multiple of 64 elements the 16-byte chunks change places, so that the lanes read from as many banks as there are.
 template <int D_, int kHeadTiles_>
 struct GenerationTile {
   static constexpr int D = D_;
   static constexpr int kHeadTiles = kHeadTiles_;
   static constexpr int kSteps = D / 16;  // products along or across a vector
-  static constexpr int kBlocksPerSm = D == 64 ? (kHeadTiles == 1 ? 4 : 3) : D < 128 && kHeadTiles == 1 ? 3 : 2;
+  static constexpr int kBlocksPerSm = generation_blocks_per_sm(D, kHeadTiles);
+  static constexpr int kChunks = D / 8;  // of 16 bytes, of a vector
+  static constexpr bool kSwizzled = D % 64 == 0;
+  static constexpr int kSliceBytes = kSliceTokens * D * 2;  // of keys or of values
+  static constexpr int kStageBytes = 2 * kSliceBytes;
+  static constexpr int kStages = D < 128 ? 1 : 2;  // measured; a slice in registers leaves its stage to the next
+  static constexpr int kRingBytes = kStages * kStageBytes;  // of one warp
   static constexpr int kSumsBytes = kGenerationWarps * kHeadTile * D * 4;
   static constexpr int kStatsBytes = kGenerationWarps * kRowTile * 8;
   static constexpr int kAngleBytes = D / 2 * 8;
@@ -74,7 +89,9 @@ struct GenerationTile {
   static constexpr int kRopeBytes = kAngleBytes + kTokenBytes;  // of one warp
   static constexpr bool kSharedRows = D > 128;
   static constexpr int kRowsBytes = kSharedRows ? kHeadTile * D * 2 : 0;  // of one warp
-  static constexpr int kRowsAt = kSumsBytes + kStatsBytes + kGenerationWarps * kRopeBytes;
+  static constexpr int kMeetingAt = kGenerationWarps * kRingBytes;
+  static constexpr int kRopeAt = kMeetingAt + kSumsBytes + kStatsBytes;
+  static constexpr int kRowsAt = kRopeAt + kGenerationWarps * kRopeBytes;
   static constexpr int kBytes = kRowsAt + kGenerationWarps * kRowsBytes;
   static_assert(!kSharedRows || kHeadTiles == 1);
   static_assert(kBlocksPerSm * (kBytes + 1024) <= 228 * 1024);
@@ -82,6 +99,22 @@ struct GenerationTile {
   /// Where a float of one warp's part [kHeadTile, D] of the meeting buffer lies.
   static __device__ __forceinline__ int sum_index(int row, int column) {
     return row * D + (column ^ (row / 2 % 2 * 4));
+  }
+};
+
+/// Where a vector's 16-byte chunk lies in a slice of keys: eight lanes read four chunks of two vectors at a time.
+template <typename Tile>
+struct KeyLayout {
+  static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
+    return (row * Tile::kChunks + (Tile::kSwizzled ? chunk ^ (row % 2 * 4) : chunk)) * 16;
+  }
+};
+
+/// In a slice of values eight lanes read two chunks of every second of eight vectors at a time.
+template <typename Tile>
+struct ValueLayout {
+  static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
+    return (row * Tile::kChunks + (Tile::kSwizzled ? chunk ^ (row / 2 % 4 * 2) : chunk)) * 16;
   }
 };
 

@@ -11,7 +11,8 @@ namespace inflight::cuda {
 /// kernel launched by `launch` may start while the one before it still runs. It must call wait_for_previous() in every
 /// thread before it reads anything a kernel wrote and before it writes anything at all to global memory; weights never
 /// change, so they may be read (prefetched) earlier. (The one exception is the plan of generation attention, whose
-/// kernel lets the next start only behind a fence that follows its last write; see README.md.) It calls
+/// kernel lets the next start only behind a fence that follows its last write, and what was cached before it; see
+/// README.md.) It calls
 /// let_next_start() as soon as its blocks need not hold back the next kernel's.
 __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

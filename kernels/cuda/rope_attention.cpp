@@ -27,7 +27,7 @@ void rope_attention(const RopeKvWriteArgs& rope, const AttentionArgs& args, cons
   check_rope_kv_write(rope, batch);
   CudaContext& context = cuda_context(device);
   const bool generates_only = batch.num_generation == rope.qkv.shape[0];
-  if (generates_only && takes_rope(rope, args, context)) return generation_attention(rope, args, batch, context);
+  if (generates_only && takes_rope(rope, args, batch, context)) return generation_attention(rope, args, batch, context);
   rope_kv_write(rope, batch, device);
   attention(args, batch, device);
 }

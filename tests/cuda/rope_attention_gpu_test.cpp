@@ -68,6 +68,20 @@ TEST_F(RopeAttentionGpu, NumbersOfSequences) {
   check_case({4, 1, 64, 16}, lengths_from(0, 100), random);
 }
 
+// With more of them the rotation has a kernel of its own; where that begins depends on the number of multiprocessors.
+TEST_F(RopeAttentionGpu, AboutAsManySequencesAsAreFused) {
+  Random random;
+  const int blocks = 2 * gpu().num_sms();  // of head size 128
+  for (const int pairs_a_block : {1, 2, 3}) {
+    const int most = pairs_a_block * blocks / 8;
+    for (const int count : {most, most + 1}) {
+      std::vector<int> lengths(count);
+      for (int& length : lengths) length = random.integer(1, 150);
+      check_case({8, 8, 128, 16}, lengths, random);
+    }
+  }
+}
+
 TEST_F(RopeAttentionGpu, Rotations) {
   Random random;
   for (const bool interleaved : {false, true})
@@ -191,8 +205,11 @@ TEST_F(RopeAttentionGpu, HalfAMillionKeysHaveTheBitsOfRopeKvWrite) {
   for (const int head_size : {64, 128}) {
     Case c{8, 8, head_size};
     c.window = 1;  // the past costs nothing
-    const Step step(c, std::vector<int>(512, 50), {}, random);
-    EXPECT_TRUE(same_bits(on_gpu(step, gpu()).keys, on_gpu(step, gpu(), run_apart).keys)) << "head size " << head_size;
+    for (int round = 0; round < 8; ++round) {
+      const Step step(c, std::vector<int>(64, 50), {}, random);  // few enough to run fused
+      EXPECT_TRUE(same_bits(on_gpu(step, gpu()).keys, on_gpu(step, gpu(), run_apart).keys))
+          << "head size " << head_size;
+    }
   }
 }
 
