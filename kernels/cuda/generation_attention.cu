@@ -102,8 +102,8 @@ PlanSource source_of(const BatchView& batch) {
   return {batch.context_lengths.data, batch.block_tables.data, batch.num_generation};
 }
 
-/// What the kernels keep between calls: plans (kMaxPlans of 64 bytes a block: 410 kB on 132 multiprocessors) and
-/// scratch memory. Usually one partial result a block bounds that (2.2 MB); in batch-invariant mode it is
+/// What the kernels keep between calls: plans (kMaxPlans of 64 bytes a block: 541 kB on 132 multiprocessors) and
+/// scratch memory. Usually one partial result a block bounds that (2.7 MB); in batch-invariant mode it is
 /// max_batch_size sequences' Hq · 8 partial results of D + 2 floats (67 MB for 512 sequences, 32 heads of 128), made
 /// when heads of a kind are first met, which must come before a graph is captured.
 class GenerationState {

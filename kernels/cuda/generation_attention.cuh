@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kGenerationThreads, Tile::kBlocksPerSm)
   int64_t vectors[Tile::kStages];  // where the slices of the ring begin, the oldest first
   vectors[0] = finder.vector(p);
   if constexpr (kRope) {
-    // What the copies find where the new token goes is replaced.
+    // After the plan nobody else writes to this layer's cache (README.md); what lies where the new token goes is
+    // replaced.
     if (at.units_left > 0) {
       ring.start(p, vectors[0]);
       make_angles<Tile>(p, entry.length - 1, angles, lane);

@@ -144,21 +144,11 @@ void SkinnyLinear::run(const SkinnyProblem& p, SkinnyVariant variant) {
   args.float_out = p.float_out;
   args.add = p.add;
 
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(variant.split), 1, 1};
   const int blocks =
       variant.split > 1 ? args.tiles * variant.split : std::min(args.tiles, context_.num_sms() * entry.blocks_per_sm);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(entry.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(entry.shared_bytes);
-  config.stream = context_.stream();
-  config.attrs = attributes;
-  config.numAttrs = variant.split > 1 ? 2 : 1;
-  check_cuda(cudaLaunchKernelEx(&config, entry.kernel, weight, x, args), "a linear cannot be launched");
+  launch_clusters(variant.split, entry.kernel, dim3(static_cast<unsigned>(blocks)),
+                  dim3(static_cast<unsigned>(entry.threads)), static_cast<size_t>(entry.shared_bytes), context_, weight,
+                  x, args);
 }
 
 }  // namespace inflight::cuda

@@ -130,21 +130,11 @@ void TiledLinear::run(const TiledProblem& p, TiledVariant variant) {
   args.float_out = p.float_out;
   args.add = p.add;
 
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(variant.cluster), 1, 1};
   const int64_t units = int64_t{args.column_tiles} * args.row_units;
   const int64_t clusters = std::min<int64_t>(units, context_.num_sms() * entry->blocks_per_sm / variant.cluster);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * variant.cluster));
-  config.blockDim = dim3(static_cast<unsigned>(entry->threads));
-  config.dynamicSmemBytes = static_cast<size_t>(entry->shared_bytes);
-  config.stream = context_.stream();
-  config.attrs = attributes;
-  config.numAttrs = variant.cluster > 1 ? 2 : 1;
-  check_cuda(cudaLaunchKernelEx(&config, entry->kernels[p.gated], x, weight, args), "a linear cannot be launched");
+  launch_clusters(variant.cluster, entry->kernels[p.gated], dim3(static_cast<unsigned>(clusters * variant.cluster)),
+                  dim3(static_cast<unsigned>(entry->threads)), static_cast<size_t>(entry->shared_bytes), context_, x,
+                  weight, args);
 }
 
 }  // namespace inflight::cuda
