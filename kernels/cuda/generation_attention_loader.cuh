@@ -41,7 +41,7 @@ __device__ __forceinline__ void prefetch_slice(const GenerationParams& p, int64_
   }
 }
 
-/// A warp's slices on their way from the pools: kStages of them in shared memory, in the layout of Tile.
+/// A warp's slices on their way from the pools: kStages of them in shared memory, laid out by KeyLayout and ValueLayout.
 template <typename Tile>
 class SliceRing {
  public:
@@ -78,7 +78,7 @@ class SliceRing {
   template <typename Layout>
   __device__ __forceinline__ uint32_t place(int i) const {
     const unsigned chunk = i * 32 + lane_;
-    if constexpr (!Tile::kSwizzled) return chunk * 16;
+    if constexpr (!Tile::kSwizzled) return chunk * 16;  // what follows, without a division by 10 or 12
     return Layout::offset(chunk / Tile::kChunks, chunk % Tile::kChunks);
   }
 
