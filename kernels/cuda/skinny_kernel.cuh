@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(SkinnyShape<kTokens, kRows>::kThreads, SkinnyS
     __syncwarp();
     if (args.split > 1) {
       sync_cluster();
-      sync_cluster();
+      end_cluster();
     }
     return;
   }
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(SkinnyShape<kTokens, kRows>::kThreads, SkinnyS
           static_cast<uint16_t*>(args.out)[to] = static_cast<uint16_t>(to_bf16_pair(value, 0.0f));
       }
     if (args.split > 1)
-      sync_cluster();
+      end_cluster();
     else
       sync_threads<1, Shape::kWarps * 32>();
   }

@@ -103,6 +103,12 @@ __device__ __forceinline__ void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
+/// For the end of reading each other's shared memory: nothing that was written is sure to be seen after it, and nobody
+/// waits until it is.
+__device__ __forceinline__ void end_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
+}
+
 /// Reads a float at this block's `address` in the shared memory of the cluster's block `rank`.
 __device__ __forceinline__ float load_from_block(uint32_t address, uint32_t rank) {
   float value;
