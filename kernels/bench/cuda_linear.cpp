@@ -34,7 +34,7 @@ constexpr Product kProducts[] = {
     {"1b down", 2048, 8192},
     {"1b lm_head", 128256, 2048, true},
 };
-constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
+constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
 constexpr int kEveryTileRows[] = {512, 1024, 2048, 8192};
 constexpr int kSustainedRows[] = {512, 8192};
 constexpr int kSustainedOfLibrary = 3;
@@ -70,7 +70,7 @@ int64_t most(const std::vector<LinearKey>& keys, int64_t (*bytes)(const LinearKe
 }
 
 Buffers make_buffers(const std::vector<LinearKey>& keys, cuda::CudaContext& context) {
-  const auto x = [](const LinearKey& key) { return key.m * key.k * 2; };
+  const auto x = [](const LinearKey& key) { return std::max<int64_t>(key.m, cuda::kMaxSlimRows) * key.k * 2; };
   const auto scratch = [](const LinearKey& key) { return key.gated ? key.m * key.n * 4 : 0; };
   const auto out = [](const LinearKey& key) { return key.m * key.n * 4; };
   Buffers buffers{DeviceMemory(std::max(kWeightPool, most(keys, weight_bytes))), DeviceMemory(most(keys, x)),
@@ -94,7 +94,7 @@ void measure(Bench& bench, const LinearKey& key, const char* name, const LinearC
   const auto run = [&](int i) {
     engine.run(key,
                {buffers.x.data(), buffers.weights.data() + i % copies * bytes, nullptr, buffers.scratch.data(),
-                buffers.out.data()},
+                buffers.out.data(), Activation::kSilu, std::max<int64_t>(key.m, cuda::kMaxSlimRows)},
                choice);
   };
   if (seconds > 0)
@@ -124,6 +124,7 @@ void bench_linear(Bench& bench) {
     for (; key != keys.data() + keys.size() && key->n == product.n && key->k == product.k; ++key) {
       const auto timed = tuner.time(*key);
       measure_best(bench, *key, product.name, LinearChoice::Kind::kSkinny, timed, buffers);
+      measure_best(bench, *key, product.name, LinearChoice::Kind::kSlim, timed, buffers);
       if (product.every_tile && std::ranges::find(kEveryTileRows, key->m) != std::end(kEveryTileRows))
         measure_tiles(bench, *key, product.name, buffers);
       else

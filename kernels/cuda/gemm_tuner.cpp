@@ -84,7 +84,7 @@ GemmTuner::GemmTuner(LinearEngine& engine, std::span<const LinearKey> keys, Cuda
     : engine_(engine),
       context_(context),
       weights_(largest(keys, kLeastWeightPool, weight_bytes)),
-      x_(largest(keys, 0, [](const LinearKey& key) { return std::max<int64_t>(key.m, kMaxSkinnyRows) * key.k * 2; })),
+      x_(largest(keys, 0, [](const LinearKey& key) { return std::max<int64_t>(key.m, kMaxSlimRows) * key.k * 2; })),
       bias_(largest(keys, 0, [](const LinearKey& key) { return key.n * 2; })),
       scratch_(largest(keys, 0, [](const LinearKey& key) { return key.gated ? 2 * out_bytes(key) : 0; })),
       out_(largest(keys, 0, out_bytes)) {
@@ -103,7 +103,7 @@ double GemmTuner::time(const LinearKey& key, const LinearChoice& choice) {
                               scratch_.data(),
                               out_.data(),
                               Activation::kSilu,
-                              std::max<int64_t>(key.m, kMaxSkinnyRows)};
+                              std::max<int64_t>(key.m, kMaxSlimRows)};
     engine_.run(key, memory, choice);
   });
 }

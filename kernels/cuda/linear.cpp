@@ -42,7 +42,7 @@ constexpr double kOverlapGain = 1.08;
 
 LinearChoice best_of(const std::vector<GemmTuner::Timed>& timed) {
   const auto own = std::find_if(timed.begin(), timed.end(), [](const GemmTuner::Timed& it) {
-    return it.choice.kind == LinearChoice::Kind::kSkinny;
+    return it.choice.kind == LinearChoice::Kind::kSkinny || it.choice.kind == LinearChoice::Kind::kSlim;
   });
   const bool close = own != timed.end() && own->microseconds <= kOverlapGain * timed.front().microseconds;
   return (close ? *own : timed.front()).choice;

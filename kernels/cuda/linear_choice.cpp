@@ -31,6 +31,7 @@ std::string text_of(const LinearChoice& choice) {
   switch (choice.kind) {
     case LinearChoice::Kind::kPlain: text << "plain"; break;
     case LinearChoice::Kind::kSkinny: text << "skinny " << choice.skinny.rows << ' ' << choice.skinny.split; break;
+    case LinearChoice::Kind::kSlim: text << "slim " << choice.slim.split << ' ' << choice.slim.blocks_per_sm; break;
     case LinearChoice::Kind::kTiled:
       text << "tiled " << choice.tiled.rows << ' ' << choice.tiled.columns << ' ' << choice.tiled.cluster;
       break;
@@ -49,6 +50,9 @@ std::optional<LinearChoice> choice_of(const std::string& text) {
   if (kind == "skinny") {
     choice.kind = LinearChoice::Kind::kSkinny;
     words >> choice.skinny.rows >> choice.skinny.split;
+  } else if (kind == "slim") {
+    choice.kind = LinearChoice::Kind::kSlim;
+    words >> choice.slim.split >> choice.slim.blocks_per_sm;
   } else if (kind == "tiled") {
     choice.kind = LinearChoice::Kind::kTiled;
     words >> choice.tiled.rows >> choice.tiled.columns >> choice.tiled.cluster;

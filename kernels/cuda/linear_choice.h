@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/cuda/skinny_linear.h"
+#include "kernels/cuda/slim_linear.h"
 #include "kernels/cuda/tiled_linear.h"
 
 namespace inflight::cuda {
@@ -25,17 +26,18 @@ struct LinearKey {
 /// cublasLtMatmulAlgo_t, opaque; good for one version of the library.
 using CublasLtAlgorithm = std::array<uint64_t, 8>;
 
-/// By which of the four ways a product is computed, and how.
+/// By which of the five ways a product is computed, and how.
 struct LinearChoice {
-  enum class Kind { kPlain, kSkinny, kCublasLt, kTiled };
+  enum class Kind { kPlain, kSkinny, kCublasLt, kTiled, kSlim };
   Kind kind = Kind::kPlain;
   SkinnyVariant skinny{};         // kSkinny
   CublasLtAlgorithm algorithm{};  // kCublasLt
   TiledVariant tiled{};           // kTiled
+  SlimVariant slim{};             // kSlim
 };
 
-/// "plain", "skinny ROWS SPLIT", "tiled ROWS COLUMNS CLUSTER" or "cublaslt HEX", as the tuning file keeps
-/// them.
+/// "plain", "skinny ROWS SPLIT", "slim SPLIT BLOCKS", "tiled ROWS COLUMNS CLUSTER" or "cublaslt HEX", as the tuning
+/// file keeps them.
 std::string text_of(const LinearChoice& choice);
 /// Nothing for any other text.
 std::optional<LinearChoice> choice_of(const std::string& text);

@@ -14,9 +14,14 @@ using Kind = LinearChoice::Kind;
 
 constexpr int kHeuristics = 16;
 constexpr size_t kSkinnyCandidates = 10;
-constexpr int kSkinnyGuess = 16;  // untuned, rows up to which the own kernel is the better guess
+constexpr int kLeastSlimRows = 9;  // so many at least fill a wide product's columns better than a narrow one's
+constexpr int kSkinnyGuess = 16;   // untuned, rows up to which the own kernel is the better guess
 
-// Fewer rows are the skinny kernels'.
+bool slims_take(const LinearKey& key) {
+  return key.m >= kLeastSlimRows && key.gated + key.float_out + key.add <= 1 && SlimLinear::takes(key.m, key.n, key.k);
+}
+
+// Fewer rows are the skinny and slim kernels'.
 bool tiles_take(const LinearKey& key) {
   return key.m > kMaxSkinnyRows && key.gated + key.float_out + key.add <= 1 && TiledLinear::takes(key.m, key.n, key.k);
 }
@@ -38,6 +43,7 @@ std::string describe_machine(int device, size_t version) {
 LinearEngine::LinearEngine(CudaContext& context)
     : context_(context),
       skinny_(context),
+      slim_(context),
       tiled_(context),
       cublaslt_(std::make_unique<CublasLt>(context)),
       machine_(describe_machine(context.options().device, cublaslt_->version())) {}
@@ -50,6 +56,10 @@ std::vector<LinearChoice> LinearEngine::candidates(const LinearKey& key) {
     for (const SkinnyVariant variant : skinny_.candidates(key.m, key.n, key.k, key.gated)) {
       if (choices.size() < kSkinnyCandidates) choices.push_back({Kind::kSkinny, variant});
     }
+  }
+  if (slims_take(key)) {
+    for (const SlimVariant variant : slim_.candidates(key.m, key.n, key.k, key.gated))
+      choices.push_back({Kind::kSlim, {}, {}, {}, variant});
   }
   if (tiles_take(key)) {
     for (const TiledVariant variant : tiled_.candidates(key.m, key.n, key.k, key.gated))
@@ -65,6 +75,7 @@ bool LinearEngine::accepts(const LinearKey& key, const LinearChoice& choice) {
   switch (choice.kind) {
     case Kind::kPlain: return true;
     case Kind::kSkinny: return SkinnyLinear::takes(key.m, key.k) && SkinnyLinear::has(choice.skinny, key.m, key.gated);
+    case Kind::kSlim: return slims_take(key) && SlimLinear::has(choice.slim, key.m, key.k);
     case Kind::kTiled: return tiles_take(key) && TiledLinear::has(choice.tiled);
     case Kind::kCublasLt: return cublaslt_->accepts(gemm_of(key), choice.algorithm);
   }
@@ -117,6 +128,12 @@ void LinearEngine::run(const LinearKey& key, const LinearMemory& memory, const L
     skinny_.run({memory.x, memory.weight, memory.bias, memory.out, key.m, key.n, key.k, key.float_out, key.gated,
                  memory.activation, memory.x_rows, key.add},
                 choice.skinny);
+    return;
+  }
+  if (choice.kind == Kind::kSlim) {
+    slim_.run({memory.x, memory.weight, memory.bias, memory.out, key.m, key.n, key.k, key.float_out, key.gated,
+               memory.activation, memory.x_rows, key.add},
+              choice.slim);
     return;
   }
   if (choice.kind == Kind::kTiled) {

@@ -51,6 +51,7 @@ class LinearEngine {
 
   CudaContext& context_;
   SkinnyLinear skinny_;
+  SlimLinear slim_;
   TiledLinear tiled_;
   std::unique_ptr<CublasLt> cublaslt_;
   std::string machine_;

@@ -10,7 +10,7 @@
 namespace inflight::cuda {
 namespace {
 
-constexpr const char* kVersionLine = "inflight linear tuning 3";
+constexpr const char* kVersionLine = "inflight linear tuning 4";
 constexpr size_t kMaxLine = 1024;  // a longer one is no line of ours
 
 std::map<std::string, std::string> read_entries(const std::filesystem::path& path) {

@@ -148,6 +148,9 @@ struct Product {
       "+f"(s[i + 7])
 #define INFLIGHT_F32(s, i) INFLIGHT_F8(s, i), INFLIGHT_F8(s, i + 8), INFLIGHT_F8(s, i + 16), INFLIGHT_F8(s, i + 24)
 
+#define INFLIGHT_P8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define INFLIGHT_P16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define INFLIGHT_P24 INFLIGHT_P16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define INFLIGHT_P32                                                                                               \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
   "%30,%31"
@@ -184,6 +187,9 @@ struct Product {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                          \
   }
 
+INFLIGHT_PRODUCT(16, INFLIGHT_P8, 8, 9, 10, 11, 12, INFLIGHT_F8(s, 0))
+INFLIGHT_PRODUCT(32, INFLIGHT_P16, 16, 17, 18, 19, 20, INFLIGHT_F8(s, 0), INFLIGHT_F8(s, 8))
+INFLIGHT_PRODUCT(48, INFLIGHT_P24, 24, 25, 26, 27, 28, INFLIGHT_F8(s, 0), INFLIGHT_F8(s, 8), INFLIGHT_F8(s, 16))
 INFLIGHT_PRODUCT(64, INFLIGHT_P32, 32, 33, 34, 35, 36, INFLIGHT_F32(s, 0))
 INFLIGHT_PRODUCT(80, INFLIGHT_P40, 40, 41, 42, 43, 44, INFLIGHT_F32(s, 0), INFLIGHT_F8(s, 32))
 INFLIGHT_PRODUCT(96, INFLIGHT_P48, 48, 49, 50, 51, 52, INFLIGHT_F32(s, 0), INFLIGHT_F8(s, 32), INFLIGHT_F8(s, 40))
@@ -200,6 +206,9 @@ INFLIGHT_PRODUCT(256, INFLIGHT_P128, 128, 129, 130, 131, 132, INFLIGHT_F32(s, 0)
 #undef INFLIGHT_P48
 #undef INFLIGHT_P40
 #undef INFLIGHT_P32
+#undef INFLIGHT_P24
+#undef INFLIGHT_P16
+#undef INFLIGHT_P8
 #undef INFLIGHT_F32
 #undef INFLIGHT_F8
 

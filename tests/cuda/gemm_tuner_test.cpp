@@ -69,7 +69,7 @@ TEST_F(TuningFileTest, IgnoresForeignFiles) {
 }
 
 TEST_F(TuningFileTest, SkipsDamagedLines) {
-  write("inflight linear tuning 3\nno tab here\n\tno key\n" + std::string(5000, 'x') + "\tlong\ngood\tplain\ncut");
+  write("inflight linear tuning 4\nno tab here\n\tno key\n" + std::string(5000, 'x') + "\tlong\ngood\tplain\ncut");
   const TuningFile file(path());
   ASSERT_NE(file.find("good"), nullptr);
   EXPECT_EQ(*file.find("good"), "plain");
@@ -97,6 +97,7 @@ TEST(LinearChoice, ReadsBackWhatItWrites) {
   LinearChoice library{LinearChoice::Kind::kCublasLt};
   for (size_t i = 0; i < library.algorithm.size(); ++i) library.algorithm[i] = 0x0123456789abcdefull * (i + 1);
   for (const LinearChoice& choice : {LinearChoice{}, LinearChoice{LinearChoice::Kind::kSkinny, {48, 2}, {}},
+                                     LinearChoice{LinearChoice::Kind::kSlim, {}, {}, {}, {4, 2}},
                                      LinearChoice{LinearChoice::Kind::kTiled, {}, {}, {128, 256, 2}}, library}) {
     const std::optional<LinearChoice> read = choice_of(text_of(choice));
     ASSERT_TRUE(read) << text_of(choice);
@@ -104,6 +105,7 @@ TEST(LinearChoice, ReadsBackWhatItWrites) {
     EXPECT_EQ(read->skinny, choice.skinny);
     EXPECT_EQ(read->algorithm, choice.algorithm);
     EXPECT_EQ(read->tiled, choice.tiled);
+    EXPECT_EQ(read->slim, choice.slim);
   }
 }
 
@@ -111,7 +113,8 @@ TEST(LinearChoice, RefusesOtherTexts) {
   const std::string hex = text_of(LinearChoice{LinearChoice::Kind::kCublasLt});
   for (const std::string& text :
        {std::string(), std::string("plainly"), std::string("plain 1"), std::string("skinny"), std::string("skinny 32"),
-        std::string("skinny 32 1 1"), std::string("skinny x y"), std::string("tiled 128 256"),
+        std::string("skinny 32 1 1"), std::string("skinny x y"), std::string("slim"), std::string("slim 2"),
+        std::string("slim 2 1 1"), std::string("slim a b"), std::string("tiled 128 256"),
         std::string("tiled 128 256 2 1"), std::string("cublaslt"), std::string("cublaslt 0123"), hex + "0",
         hex.substr(0, hex.size() - 1), hex.substr(0, hex.size() - 1) + "g"})
     EXPECT_FALSE(choice_of(text)) << text;

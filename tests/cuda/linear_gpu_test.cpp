@@ -116,30 +116,37 @@ TEST_F(LinearGpu, EverySkinnyVariantMatchesReference) {
   EXPECT_GT(tried, 100);
 }
 
-TEST_F(LinearGpu, EveryCandidateOfManyRowsMatchesReference) {
+TEST_F(LinearGpu, EveryCandidateMatchesReference) {
   cuda::LinearEngine engine(gpu());
-  const int m = 130, n = 264, k = 320;
-  const Tensor x = bf16(m, k, random_), weight = bf16(2 * n, k, random_, 0.1);
-  const Tensor bias = Tensor::random(DType::kBfloat16, {n}, random_);
-  const GpuTensor gpu_x(x), gpu_weight(weight), gpu_bias(bias), scratch(DType::kBfloat16, {m, 2 * n});
-  const Values gated = gated_product(x, weight, Activation::kSilu);
-  Tensor half(DType::kBfloat16, {n, k});
-  std::memcpy(half.view().data, weight.view().data, half.view().bytes());
-  const Values plain = product(x, half, &bias);
-  for (const bool gate : {false, true}) {
-    const cuda::LinearKey key{m, n, k, false, !gate, gate};
-    int tiled = 0;
-    for (const cuda::LinearChoice& choice : engine.candidates(key)) {
-      tiled += choice.kind == cuda::LinearChoice::Kind::kTiled;
-      EXPECT_TRUE(engine.accepts(key, choice)) << cuda::text_of(choice);
-      const GpuTensor out(DType::kBfloat16, {m, n});
-      engine.run(key,
-                 {gpu_x.view().data, gpu_weight.view().data, gate ? nullptr : gpu_bias.view().data, scratch.view().data,
-                  out.view().data},
-                 choice);
-      expect_close(out.host(), gate ? gated : plain, gate ? kGatedBound : kBf16Bound, cuda::text_of(choice));
+  const int n = 264, k = 320;
+  for (const int m : {12, 40, 130}) {
+    const Tensor x = bf16(m, k, random_), weight = bf16(2 * n, k, random_, 0.1);
+    const Tensor bias = Tensor::random(DType::kBfloat16, {n}, random_);
+    const GpuTensor gpu_x(x), gpu_weight(weight), gpu_bias(bias), scratch(DType::kBfloat16, {m, 2 * n});
+    const Values gated = gated_product(x, weight, Activation::kSilu);
+    Tensor half(DType::kBfloat16, {n, k});
+    std::memcpy(half.view().data, weight.view().data, half.view().bytes());
+    const Values plain = product(x, half, &bias);
+    for (const bool gate : {false, true}) {
+      const cuda::LinearKey key{m, n, k, false, !gate, gate};
+      int tiled = 0, slim = 0, skinny = 0;
+      for (const cuda::LinearChoice& choice : engine.candidates(key)) {
+        tiled += choice.kind == cuda::LinearChoice::Kind::kTiled;
+        slim += choice.kind == cuda::LinearChoice::Kind::kSlim;
+        skinny += choice.kind == cuda::LinearChoice::Kind::kSkinny;
+        EXPECT_TRUE(engine.accepts(key, choice)) << cuda::text_of(choice);
+        const GpuTensor out(DType::kBfloat16, {m, n});
+        engine.run(key,
+                   {gpu_x.view().data, gpu_weight.view().data, gate ? nullptr : gpu_bias.view().data,
+                    scratch.view().data, out.view().data},
+                   choice);
+        expect_close(out.host(), gate ? gated : plain, gate ? kGatedBound : kBf16Bound,
+                     concat(m, " rows, ", cuda::text_of(choice)));
+      }
+      EXPECT_EQ(skinny > 2, m <= 32);
+      EXPECT_EQ(slim > 2, m <= 64);
+      EXPECT_EQ(tiled > 2, m > 32);
     }
-    EXPECT_GT(tiled, 2);
   }
   const cuda::LinearChoice tile{cuda::LinearChoice::Kind::kTiled, {}, {}, {128, 128, 1}};
   EXPECT_TRUE(engine.accepts({64, 64, 64}, tile));
@@ -148,6 +155,11 @@ TEST_F(LinearGpu, EveryCandidateOfManyRowsMatchesReference) {
   EXPECT_FALSE(engine.accepts({32, 64, 64}, tile)) << "the skinny kernels' rows";
   EXPECT_FALSE(engine.accepts({64, 60, 64}, tile));
   EXPECT_FALSE(engine.accepts({64, 64, 64}, {cuda::LinearChoice::Kind::kTiled, {}, {}, {128, 100, 1}}));
+  const cuda::LinearChoice slim{cuda::LinearChoice::Kind::kSlim, {}, {}, {}, {1, 2}};
+  EXPECT_TRUE(engine.accepts({64, 64, 64}, slim));
+  EXPECT_FALSE(engine.accepts({65, 64, 64}, slim)) << "the tiles' rows";
+  EXPECT_FALSE(engine.accepts({8, 64, 64}, slim)) << "the skinny kernels' rows";
+  EXPECT_FALSE(engine.accepts({64, 64, 64}, {cuda::LinearChoice::Kind::kSlim, {}, {}, {}, {2, 2}})) << "K of one chunk";
 }
 
 TEST_F(LinearGpu, RepeatsItsBits) {
