@@ -15,8 +15,8 @@ __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/// Its two halves, for what lies between. Nothing that was written before is sure to be seen after: that is for
-/// barriers made known by barrier_init_fence(), and for the end of reading.
+/// Its two halves, for what lies between. Nothing that was written before is sure to be seen after, but for barriers
+/// made known by barrier_init_fence().
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait;" ::: "memory"); }
 

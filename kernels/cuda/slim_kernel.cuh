@@ -9,7 +9,7 @@
 
 /// Products of some rows: each block takes 64 rows of the weight, or a part of their sum over K that it shares with the
 /// other blocks of its cluster, and ends. What the blocks of a cluster have summed goes into the shared memory of the
-/// one that stores it, and counts as bytes of a barrier there, so that nobody waits for a barrier of the whole cluster.
+/// one that stores it, and counts as bytes of a barrier there: the only barrier of the whole cluster is at the start.
 namespace inflight::cuda::slim_linear_kernels {
 
 inline constexpr int kRows = 64;          // of the weight in a tile
@@ -43,7 +43,7 @@ struct Shape {
   static constexpr int kWeightPanel = kRows * kRowBytes, kXPanel = kTokens * kRowBytes;
   static constexpr int kStageBytes = kPanels * (kWeightPanel + kXPanel);
   static constexpr int kReceivedBytes = (kPlaces - 1) * kConsumers * 16;
-  static constexpr int kBudget = 228 * 1024 / kBlocksPerSm - 1024 - 256;  // a block takes 1 KB more than it asks for
+  static constexpr int kBudget = 228 * 1024 / kBlocksPerSm - 1024 - 256;  // a block takes 1 KB more; 256: barriers
   static constexpr int kStages = (kBudget - kReceivedBytes) / kStageBytes;
   static constexpr int kSumStride = kRows + 4;                             // floats: a fragment's 32 lie in 32 banks
   static_assert(kTokens % 8 == 0 && kXPanel % 1024 == 0 && kStages >= 2);  // 1024: a pattern of the swizzle

@@ -26,6 +26,7 @@ struct KernelEntry {
 template <int kTokens, int kBlocksPerSm>
 constexpr KernelEntry entry() {
   using S = Shape<kTokens, kBlocksPerSm>;
+  static_assert(kBlocksPerSm * (sizeof(Shared<S>) + 1024) <= 228 * 1024);
   return {.tokens = kTokens,
           .blocks_per_sm = kBlocksPerSm,
           .kernel = slim_linear_kernels::slim_kernel<S>,

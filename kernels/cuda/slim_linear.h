@@ -3,7 +3,6 @@
 #include <cuda.h>
 
 #include <map>
-#include <span>
 #include <tuple>
 #include <vector>
 
