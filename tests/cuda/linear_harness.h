@@ -93,6 +93,7 @@ inline Values expected(const Operands& operands, const Call& call) {
 template <typename Variants, typename Name, typename Run>
 void expect_right(const Operands& operands, const Call& call, const Values& want, const Variants& variants,
                   const Name& name_of, const Run& run) {
+  EXPECT_FALSE(std::empty(variants));
   const Options& o = call.options;
   Tensor before(o.float_out ? DType::kFloat32 : DType::kBfloat16, {call.m, call.n});
   for (int64_t i = 0; o.add && i < before.size(); ++i) before.set(i, residual(i));
@@ -106,9 +107,23 @@ void expect_right(const Operands& operands, const Call& call, const Values& want
   }
 }
 
-/// A chain of two products, the second of what the first computes, in a graph: there the second may start while the
-/// first one runs, and must not read what that one has not written yet. x, `middle` and `out` are [m, n], the weight
-/// is [n, n]; run(x, out) computes one.
+/// Captures what `work` does into a graph, where a kernel may start while the one before it runs, and replays it.
+template <typename Work>
+void replay_in_graph(const Work& work) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  ASSERT_EQ(cudaStreamBeginCapture(gpu().stream(), cudaStreamCaptureModeGlobal), cudaSuccess);
+  work();
+  ASSERT_EQ(cudaStreamEndCapture(gpu().stream(), &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+  ASSERT_EQ(cudaGraphLaunch(executable, gpu().stream()), cudaSuccess);
+  gpu().synchronize();
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+}
+
+/// A chain of two products, the second of what the first computes, which it must not read before it has been written.
+/// x is [m, n], the weight [n, n]; run(x, out) computes one.
 template <typename Run>
 void expect_second_waits(int m, int n, const Operands& operands, const std::string& what, const Run& run) {
   const GpuTensor middle(DType::kBfloat16, {m, n}), out(DType::kBfloat16, {m, n});
@@ -118,17 +133,26 @@ void expect_second_waits(int m, int n, const Operands& operands, const std::stri
   const std::string want = out.host().bits();
   gpu().copy(middle.view().data, operands.x.view().data, middle.view().bytes());
   gpu().synchronize();
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  ASSERT_EQ(cudaStreamBeginCapture(gpu().stream(), cudaStreamCaptureModeGlobal), cudaSuccess);
-  run(operands.x.view(), middle.view());
-  run(middle.view(), out.view());
-  ASSERT_EQ(cudaStreamEndCapture(gpu().stream(), &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-  ASSERT_EQ(cudaGraphLaunch(executable, gpu().stream()), cudaSuccess);
+  replay_in_graph([&] {
+    run(operands.x.view(), middle.view());
+    run(middle.view(), out.view());
+  });
   EXPECT_TRUE(out.host().bits() == want) << what;
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
+}
+
+/// The same where the second is added to what the first computes; run(out, add) computes one.
+template <typename Run>
+void expect_sum_waits(int m, int n, const std::string& what, const Run& run) {
+  const GpuTensor one(DType::kBfloat16, {m, n}), other(DType::kBfloat16, {m, n});
+  run(one.view(), false);
+  gpu().synchronize();
+  run(one.view(), true);
+  const std::string want = one.host().bits();
+  replay_in_graph([&] {
+    run(other.view(), false);
+    run(other.view(), true);
+  });
+  EXPECT_TRUE(other.host().bits() == want) << what;
 }
 
 }  // namespace inflight::test

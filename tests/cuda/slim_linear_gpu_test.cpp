@@ -5,6 +5,7 @@ namespace inflight::test {
 namespace {
 
 using cuda::SlimLinear;
+using cuda::SlimProblem;
 using cuda::SlimVariant;
 
 constexpr int kMostOutputs = 1000;
@@ -52,8 +53,7 @@ TEST_F(SlimLinearGpu, EveryVariantMatchesFloat64) {
   }
 }
 
-// Rings that go round, last tiles with few outputs, more blocks than the GPU has places for; x is followed by memory
-// that must not be read.
+// Rings that go round, last tiles with few outputs.
 TEST_F(SlimLinearGpu, EveryVariantTakesEveryTail) {
   int next = 0;
   for (const int k : {512, 1024, 4096})
@@ -74,7 +74,7 @@ TEST_F(SlimLinearGpu, MoreBlocksThanPlaces) {
   Operands operands(64, kN, 576, random_);
   operands.sum_on_gpu();
   for (const int m : {10, 20, 40, 64}) {
-    const Call call{m, kN, {.bias = true}};
+    const Call call{m, kN, {.bias = true, .float_out = true}};
     expect_right(operands, call, expected(operands, call));
   }
 }
@@ -89,6 +89,33 @@ TEST_F(SlimLinearGpu, AProductWaitsForTheOneBefore) {
                               slim_->run({x.data, operands.weight.view().data, nullptr, out.data, m, n, n}, variant);
                             });
     }
+}
+
+TEST_F(SlimLinearGpu, AddsToWhatTheOneBeforeHasWritten) {
+  const int n = 1024;
+  for (const int m : {16, 24, 48, 64}) {
+    Operands operands(m, n, n, random_);
+    for (const SlimVariant& variant : SlimLinear::variants(m, n))
+      expect_sum_waits(m, n, concat("M ", m, " by ", name_of(variant)), [&](const TensorView& out, bool add) {
+        SlimProblem problem{operands.x.view().data, operands.weight.view().data, nullptr, out.data, m, n, n};
+        problem.add = add;
+        slim_->run(problem, variant);
+      });
+  }
+}
+
+// The rows of x behind the M that count may be read, whatever they hold.
+TEST_F(SlimLinearGpu, OtherRowsDoNotMatter) {
+  const int n = 200, k = 512;
+  Operands operands(cuda::kMaxSlimRows, 2 * n, k, random_);
+  operands.sum_in_float64();
+  for (const int m : {9, 20, 33, 50}) {
+    Tensor x(DType::kBfloat16, {cuda::kMaxSlimRows, k});  // NaN, as it begins
+    std::memcpy(x.view().data, operands.host_x.view().data, size_t{2} * m * k);
+    operands.x = GpuTensor(x);
+    for (const Options& options : {Options{.bias = true}, Options{.gated = true}})
+      expect_right(operands, {m, n, options}, expected(operands, {m, n, options}), cuda::kMaxSlimRows);
+  }
 }
 
 TEST_F(SlimLinearGpu, SaysWhatItTakes) {
@@ -111,6 +138,10 @@ TEST_F(SlimLinearGpu, SaysWhatItTakes) {
   EXPECT_EQ(
       error_of(ErrorCode::kInternal, [&] { slim_->run({nullptr, nullptr, nullptr, nullptr, 64, 64, 72}, {2, 2}); }),
       "linear: no slim kernel of 2 blocks a tile, 2 a multiprocessor, for M 64, N 64, K 72");
+  SlimProblem both{nullptr, nullptr, nullptr, nullptr, 64, 64, 64};
+  both.gated = both.add = true;
+  EXPECT_EQ(error_of(ErrorCode::kInternal, [&] { slim_->run(both, {1, 1}); }),
+            "linear: no slim kernel of 1 blocks a tile, 1 a multiprocessor, for M 64, N 64, K 64 gated added");
 }
 
 }  // namespace
