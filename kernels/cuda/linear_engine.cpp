@@ -14,14 +14,14 @@ using Kind = LinearChoice::Kind;
 
 constexpr int kHeuristics = 16;
 constexpr size_t kSkinnyCandidates = 10;
-constexpr int kLeastSlimRows = 9;  // so many at least fill a wide product's columns better than a narrow one's
+constexpr int kLeastSlimRows = 9;  // up to 8 the skinny kernels leave little to gain: README.md
 constexpr int kSkinnyGuess = 16;   // untuned, rows up to which the own kernel is the better guess
 
 bool slims_take(const LinearKey& key) {
   return key.m >= kLeastSlimRows && key.gated + key.float_out + key.add <= 1 && SlimLinear::takes(key.m, key.n, key.k);
 }
 
-// Fewer rows are the skinny and slim kernels'.
+// Fewer rows are the skinny and slim kernels' alone.
 bool tiles_take(const LinearKey& key) {
   return key.m > kMaxSkinnyRows && key.gated + key.float_out + key.add <= 1 && TiledLinear::takes(key.m, key.n, key.k);
 }
